@@ -1,0 +1,46 @@
+//! `tests/tools/lab_tool.rs` in the lab's hosts.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use super::namespace::Namespace;
+use super::process::{self, Running};
+
+/// The program, built once per test process: `cargo test --test e2e` alone does not build it.
+fn path() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let arguments = [
+            "build",
+            "--quiet",
+            "--profile",
+            "test",
+            "--example",
+            "lab_tool",
+        ];
+        process::check(Command::new(env!("CARGO")).args(arguments));
+        // The test itself is `deps/e2e-<hash>` beside `examples`.
+        let test = std::env::current_exe().expect("the path of the test");
+        let profile = test
+            .parent()
+            .and_then(Path::parent)
+            .expect("the profile's folder");
+        profile.join("examples/lab_tool")
+    })
+}
+
+/// Starts it in `host` and waits until it is ready.
+pub fn start(host: &Namespace, arguments: &[&str], log: PathBuf) -> Running {
+    let mut tool = host.start(path().to_str().expect("a path in UTF-8"), arguments, log);
+    tool.wait_for_line("ready");
+    tool
+}
+
+/// Runs it in `host` to its end; returns what it printed.
+pub fn run(host: &Namespace, arguments: &[&str]) -> String {
+    process::check(
+        host.command(path().to_str().expect("a path in UTF-8"))
+            .args(arguments),
+    )
+}

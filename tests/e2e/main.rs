@@ -1,0 +1,8 @@
+//! End-to-end tests: real clients reach real servers through network namespaces.
+//!
+//! Each test builds its own [`lab::Lab`], so tests run side by side and leave nothing behind. They
+//! need root; without it each says that it was skipped.
+
+mod lab;
+
+mod lab_itself;

@@ -1,0 +1,206 @@
+//! What the hosts of the test lab run beside nginx.
+//!
+//! - `lab_tool unwrap TUN` takes the outer header off IPIP, 6in4, 4in6 and 6in6 packets addressed
+//!   to this host and hands the inner packet to the kernel through a TUN device: a stand-in for the
+//!   kernel's `ipip` and `ip6tnl` devices, which many container and microVM kernels do not have.
+//! - `lab_tool wrap SOURCE DESTINATION` sends one IPIP packet that holds an ICMP echo request, to
+//!   test `unwrap` without a balancer.
+//! - `lab_tool udp-echo NAME ADDRESS:PORT...` answers each datagram with its name and the payload.
+//! - `lab_tool udp-ask ADDRESS:PORT COUNT` asks COUNT times, each from a new port, and prints the
+//!   answers.
+//!
+//! `unwrap` and `udp-echo` print `ready` once their sockets are open and end when they are killed.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, IpProtocol, Ipv4Address, Ipv4Packet, Ipv4Repr};
+use socket2::{Domain, Protocol, Socket, Type};
+use tun_rs::{DeviceBuilder, SyncDevice};
+
+const IPPROTO_IPIP: i32 = 4;
+const IPPROTO_IPV6: i32 = 41;
+const LARGEST_PACKET: usize = 65_535;
+/// A burst of 50 downloads' acknowledgements fits, so that the lab itself loses nothing.
+const RECEIVE_BUFFER: usize = 4 << 20;
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+const ASK_AT_MOST: u32 = 3;
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let done = match words.as_slice() {
+        ["unwrap", tun] => unwrap_into(tun),
+        ["wrap", source, destination] => wrap_echo_request(source, destination),
+        ["udp-echo", name, addresses @ ..] if !addresses.is_empty() => udp_echo(name, addresses),
+        ["udp-ask", address, count] => udp_ask(address, count),
+        _ => Err(io::Error::other(
+            "usage: unwrap TUN | wrap SOURCE DESTINATION | udp-echo NAME ADDRESS:PORT... | udp-ask ADDRESS:PORT COUNT",
+        )),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lab_tool: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn unwrap_into(name: &str) -> io::Result<()> {
+    let tun = Arc::new(DeviceBuilder::new().name(name).build_sync()?);
+    let mut readers = Vec::new();
+    for domain in [Domain::IPV4, Domain::IPV6] {
+        for protocol in [IPPROTO_IPIP, IPPROTO_IPV6] {
+            // A kernel that has the tunnel protocol built in still lets a raw socket see it.
+            let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(protocol)))?;
+            socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+            let tun = Arc::clone(&tun);
+            readers.push(thread::spawn(move || unwrap_each(socket, domain, &tun)));
+        }
+    }
+    say_ready()?;
+    for reader in readers {
+        reader
+            .join()
+            .map_err(|_| io::Error::other("a reader panicked"))??;
+    }
+    Ok(())
+}
+
+fn unwrap_each(mut socket: Socket, domain: Domain, tun: &SyncDevice) -> io::Result<()> {
+    let mut packet = vec![0; LARGEST_PACKET];
+    loop {
+        let length = socket.read(&mut packet)?;
+        // IPv4 raw sockets deliver the outer header, IPv6 raw sockets do not (RFC 3542, 3).
+        let outer = match packet[..length] {
+            [first, ..] if domain == Domain::IPV4 => usize::from(first & 0x0f) * 4,
+            _ => 0,
+        };
+        let Some(inner) = packet[..length]
+            .get(outer..)
+            .filter(|inner| !inner.is_empty())
+        else {
+            eprintln!("lab_tool: an outer packet of {length} bytes holds nothing");
+            continue;
+        };
+        // The kernel refuses what is no IP packet; a host would drop it as silently.
+        if let Err(error) = tun.send(inner) {
+            eprintln!(
+                "lab_tool: an inner packet of {} bytes: {error}",
+                inner.len()
+            );
+        }
+    }
+}
+
+/// The inner and the outer packet go from `source` to `destination`, so that the destination's
+/// kernel answers the ping on its own.
+fn wrap_echo_request(source: &str, destination: &str) -> io::Result<()> {
+    let source: Ipv4Address = source.parse().map_err(io::Error::other)?;
+    let destination: Ipv4Address = destination.parse().map_err(io::Error::other)?;
+    let checksums = ChecksumCapabilities::default();
+    let ping = Icmpv4Repr::EchoRequest {
+        ident: 0x6b65,
+        seq_no: 1,
+        data: b"evenkeel",
+    };
+    let header = Ipv4Repr {
+        src_addr: source,
+        dst_addr: destination,
+        next_header: IpProtocol::Icmp,
+        payload_len: ping.buffer_len(),
+        hop_limit: 64,
+    };
+    let mut inner = vec![0xa5; header.buffer_len() + ping.buffer_len()];
+    let mut view = Ipv4Packet::new_unchecked(&mut inner);
+    header.emit(&mut view, &checksums);
+    ping.emit(
+        &mut Icmpv4Packet::new_unchecked(view.payload_mut()),
+        &checksums,
+    );
+
+    // The kernel writes the outer header.
+    let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(IPPROTO_IPIP)))?;
+    socket.bind(&SocketAddr::new(IpAddr::V4(source), 0).into())?;
+    socket.send_to(&inner, &SocketAddr::new(IpAddr::V4(destination), 0).into())?;
+    Ok(())
+}
+
+fn udp_echo(name: &str, addresses: &[&str]) -> io::Result<()> {
+    // One socket for each address, not one for all: the answer must leave with the address asked.
+    let sockets = addresses
+        .iter()
+        .map(UdpSocket::bind)
+        .collect::<io::Result<Vec<_>>>()?;
+    say_ready()?;
+    let each = |socket: UdpSocket| -> io::Result<()> {
+        let mut question = [0; 2048];
+        loop {
+            let (length, from) = socket.recv_from(&mut question)?;
+            let mut answer = format!("{name} ").into_bytes();
+            answer.extend_from_slice(&question[..length]);
+            socket.send_to(&answer, from)?;
+        }
+    };
+    thread::scope(|scope| {
+        let all: Vec<_> = sockets
+            .into_iter()
+            .map(|socket| scope.spawn(|| each(socket)))
+            .collect();
+        for one in all {
+            one.join()
+                .map_err(|_| io::Error::other("an echo panicked"))??;
+        }
+        Ok(())
+    })
+}
+
+fn udp_ask(address: &str, count: &str) -> io::Result<()> {
+    let server: SocketAddr = address.parse().map_err(io::Error::other)?;
+    let count: u32 = count.parse().map_err(io::Error::other)?;
+    let any: SocketAddr = match server {
+        SocketAddr::V4(_) => ([0; 4], 0).into(),
+        SocketAddr::V6(_) => ([0u16; 8], 0).into(),
+    };
+    for number in 0..count {
+        let socket = UdpSocket::bind(any)?;
+        socket.connect(server)?;
+        socket.set_read_timeout(Some(ANSWER_WITHIN))?;
+        println!("{}", ask_until_answered(&socket, number)?);
+    }
+    Ok(())
+}
+
+fn ask_until_answered(socket: &UdpSocket, number: u32) -> io::Result<String> {
+    let question = format!("question {number}");
+    let mut answer = [0; 2048];
+    for _ in 0..ASK_AT_MOST {
+        socket.send(question.as_bytes())?;
+        match socket.recv(&mut answer) {
+            Ok(length) => {
+                let text = String::from_utf8_lossy(&answer[..length]).into_owned();
+                if !text.ends_with(&question) {
+                    return Err(io::Error::other(format!(
+                        "asked '{question}', was told '{text}'"
+                    )));
+                }
+                return Ok(text);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::Error::other(format!("'{question}' was not answered")))
+}
+
+fn say_ready() -> io::Result<()> {
+    let mut out = io::stdout();
+    writeln!(out, "ready")?;
+    out.flush()
+}
