@@ -1,1 +1,2 @@
 //! evenkeel
+pub mod mgmt;

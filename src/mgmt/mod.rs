@@ -1,0 +1,3 @@
+//! The management thread: everything that is not forwarding a packet.
+
+pub mod net;

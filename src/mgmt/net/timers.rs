@@ -1,0 +1,86 @@
+//! Deadlines by key, soonest first, and the jitter that keeps them from meeting.
+//!
+//! Plain state on the management thread; it reads no clock.
+
+use std::collections::BTreeSet;
+use std::hash::{BuildHasher, RandomState};
+use std::time::{Duration, Instant};
+
+#[derive(Debug)]
+pub(super) struct Timers<K> {
+    queue: BTreeSet<(Instant, K)>,
+    random: u64,
+}
+
+impl<K: Ord + Copy> Timers<K> {
+    pub fn new() -> Self {
+        Self {
+            queue: BTreeSet::new(),
+            random: RandomState::new().hash_one(0) | 1,
+        }
+    }
+
+    pub fn set(&mut self, key: K, at: Instant) {
+        self.queue.insert((at, key));
+    }
+
+    /// Forgets the deadline that `key` was given.
+    pub fn cancel(&mut self, key: K, at: Option<Instant>) {
+        if let Some(at) = at {
+            self.queue.remove(&(at, key));
+        }
+    }
+
+    pub fn next(&self) -> Option<Instant> {
+        self.queue.first().map(|&(at, _)| at)
+    }
+
+    /// Takes out the soonest key if it is due at `now`.
+    pub fn pop_due(&mut self, now: Instant) -> Option<K> {
+        let due = self.queue.first().is_some_and(|&(at, _)| at <= now);
+        let first = if due { self.queue.pop_first() } else { None };
+        first.map(|(_, key)| key)
+    }
+
+    /// Between half and one and a half times `base` (RFC 4861 6.3.2), so that neighbours
+    /// learned together are not all asked together for ever.
+    pub fn jitter(&mut self, base: Duration) -> Duration {
+        // xorshift64: spread is all that is asked of it.
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        base / 2 + base * (self.random % 1024) as u32 / 1024
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn due_ones_come_in_order_and_once() {
+        let now = Instant::now();
+        let at = |ms| now + Duration::from_millis(ms);
+        let mut timers = Timers::new();
+        timers.set('c', at(3));
+        timers.set('a', at(1));
+        timers.set('b', at(2));
+        timers.cancel('b', Some(at(2)));
+        timers.cancel('a', None);
+        assert_eq!(timers.next(), Some(at(1)));
+        assert_eq!(timers.pop_due(at(2)), Some('a'));
+        assert_eq!(timers.pop_due(at(2)), None);
+        assert_eq!(timers.pop_due(at(9)), Some('c'));
+        assert_eq!(timers.next(), None);
+    }
+
+    #[test]
+    fn jitter_stays_within_half_and_one_and_a_half() {
+        let mut timers = Timers::<u8>::new();
+        let base = Duration::from_secs(30);
+        let drawn: Vec<Duration> = (0..1000).map(|_| timers.jitter(base)).collect();
+        assert!(drawn.iter().all(|d| *d >= base / 2 && *d < base * 3 / 2));
+        let (low, high) = (drawn.iter().min().unwrap(), drawn.iter().max().unwrap());
+        assert!(*high - *low > base * 9 / 10, "{low:?} {high:?}");
+    }
+}
