@@ -1,0 +1,173 @@
+//! The few instructions the compiler does not find by itself: comparing a line of tags,
+//! prefetching, and memory on huge pages. Safe functions around small `unsafe` blocks.
+//! Runs on workers; never does I/O and, but for [`Region::zeroed`], never allocates.
+#![allow(unsafe_code)]
+
+use std::ops::{Deref, DerefMut};
+
+/// A bit for each of the 32 tags of a line that equals `tag`; bit 0 is the first.
+#[inline(always)]
+pub fn match_tags(line: &[u16; 32], tag: u16) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::*;
+        let pointer = line.as_ptr().cast::<__m128i>();
+        // SAFETY: SSE2 is part of every x86-64; the four unaligned loads cover exactly the 64
+        // bytes of `line`.
+        unsafe {
+            let wanted = _mm_set1_epi16(tag.cast_signed());
+            let equal = |i: usize| _mm_cmpeq_epi16(_mm_loadu_si128(pointer.add(i)), wanted);
+            let low = _mm_movemask_epi8(_mm_packs_epi16(equal(0), equal(1))).cast_unsigned();
+            let high = _mm_movemask_epi8(_mm_packs_epi16(equal(2), equal(3))).cast_unsigned();
+            low | high << 16
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    match_tags_portable(line, tag)
+}
+
+/// What [`match_tags`] computes, in plain code: the definition its tests compare with.
+#[cfg(any(test, not(target_arch = "x86_64")))]
+fn match_tags_portable(line: &[u16; 32], tag: u16) -> u32 {
+    line.iter()
+        .enumerate()
+        .fold(0, |mask, (i, &t)| mask | u32::from(t == tag) << i)
+}
+
+/// Asks the cache for the line that holds the start of `value`. Never faults.
+#[inline(always)]
+pub fn prefetch<T: ?Sized>(value: &T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch is a hint; any address is allowed and nothing is read or written.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = value;
+}
+
+/// Types for which all bytes zero is a valid value.
+///
+/// # Safety
+/// The all-zero bit pattern must be a valid value of the type, and the type must not need `Drop`.
+pub unsafe trait Zeroed: Copy {}
+// SAFETY: arrays of integers: every bit pattern is valid.
+unsafe impl Zeroed for [u16; 32] {}
+// SAFETY: an integer.
+unsafe impl Zeroed for u32 {}
+// SAFETY: an integer.
+unsafe impl Zeroed for u64 {}
+// SAFETY: see the connection's definition: integers, addresses made of bytes, and enums whose
+// first variant has discriminant 0.
+unsafe impl<A: crate::lb::flow::Address> Zeroed for crate::lb::conn::Conn<A> {}
+
+/// A fixed array of zeroed values in memory of its own, on huge pages where the kernel grants
+/// them (`madvise`). One relocatable region: it holds no pointers.
+pub struct Region<T: Zeroed> {
+    start: std::ptr::NonNull<T>,
+    count: usize,
+    bytes: usize,
+}
+
+// SAFETY: a `Region` owns its memory as a `Box<[T]>` would.
+unsafe impl<T: Zeroed + Send> Send for Region<T> {}
+// SAFETY: as for `Box<[T]>`: shared access gives `&[T]` alone.
+unsafe impl<T: Zeroed + Sync> Sync for Region<T> {}
+
+const HUGE_PAGE: usize = 2 << 20;
+
+impl<T: Zeroed> Region<T> {
+    /// `count` zeroed values. The memory is touched at once, so that a worker never faults on it.
+    pub fn zeroed(count: usize) -> std::io::Result<Self> {
+        let wanted = (count.max(1))
+            .checked_mul(size_of::<T>())
+            .and_then(|n| n.checked_next_multiple_of(HUGE_PAGE))
+            .ok_or(std::io::ErrorKind::OutOfMemory)?;
+        let length = if wanted == HUGE_PAGE && count * size_of::<T>() < HUGE_PAGE / 2 {
+            (count.max(1) * size_of::<T>()).next_multiple_of(4096)
+        } else {
+            wanted
+        };
+        // SAFETY: a fresh anonymous private mapping; no memory of ours is affected.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                length,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(std::io::Error::last_os_error());
+        }
+        // SAFETY: the range was mapped above; both calls are advice on it. A kernel that cannot
+        // give huge pages leaves ordinary ones, which is correct and slower.
+        unsafe {
+            libc::madvise(start, length, libc::MADV_HUGEPAGE);
+            libc::madvise(start, length, libc::MADV_POPULATE_WRITE);
+        }
+        let start =
+            std::ptr::NonNull::new(start.cast::<T>()).ok_or(std::io::ErrorKind::OutOfMemory)?;
+        Ok(Self {
+            start,
+            count,
+            bytes: length,
+        })
+    }
+}
+
+impl<T: Zeroed> Deref for Region<T> {
+    type Target = [T];
+    #[inline(always)]
+    fn deref(&self) -> &[T] {
+        // SAFETY: the mapping is page-aligned (no `T` here asks for more), holds `count` values,
+        // all zero at first, which `Zeroed` says is valid, and lives as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.count) }
+    }
+}
+
+impl<T: Zeroed> DerefMut for Region<T> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above, and `&mut self` makes the access exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.count) }
+    }
+}
+
+impl<T: Zeroed> Drop for Region<T> {
+    fn drop(&mut self) {
+        // SAFETY: exactly the mapping made in `zeroed`; no reference outlives `self`.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_match_as_the_portable_definition_says() {
+        let mut line = [0u16; 32];
+        for (i, tag) in line.iter_mut().enumerate() {
+            *tag = [0, 1, 0x7fff, 0x8000, 0xffff, 0x00ff, 0xff00][i * 5 % 7];
+        }
+        for tag in [0, 1, 2, 0x7fff, 0x8000, 0xffff, 0x00ff, 0xff00] {
+            assert_eq!(
+                match_tags(&line, tag),
+                match_tags_portable(&line, tag),
+                "tag {tag:#x}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_region_starts_zeroed_and_keeps_what_is_written() {
+        let mut region = Region::<u64>::zeroed(700_000).expect("memory");
+        assert!(region.iter().all(|&v| v == 0));
+        region[699_999] = 7;
+        assert_eq!((region.len(), region[699_999]), (700_000, 7));
+    }
+}

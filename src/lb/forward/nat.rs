@@ -1,0 +1,121 @@
+//! NAT: the destination becomes the backend's address and port, and in its replies the source
+//! becomes the service's again. All checksums are adjusted by the difference (RFC 1624), so a
+//! wrong one arrives as wrong as it was.
+
+use super::super::checksum::{Sum, adjust};
+use super::super::counters::DropReason;
+use super::super::flow::{Address, protocol};
+use super::super::parse::{Packet, read_u16};
+use super::{decrement_ttl, write_address, write_u16};
+
+/// One end of a flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Endpoint<A> {
+    pub address: A,
+    pub port: u16,
+}
+
+/// Toward the backend.
+#[inline(always)]
+pub fn rewrite_destination<A: Address>(
+    frame: &mut [u8],
+    packet: &Packet<A>,
+    new: Endpoint<A>,
+) -> Result<(), DropReason> {
+    let old = Endpoint {
+        address: packet.key.destination,
+        port: packet.key.destination_port,
+    };
+    rewrite(frame, packet, A::DESTINATION_AT, 2, old, new)
+}
+
+/// Toward the client.
+#[inline(always)]
+pub fn rewrite_source<A: Address>(
+    frame: &mut [u8],
+    packet: &Packet<A>,
+    new: Endpoint<A>,
+) -> Result<(), DropReason> {
+    let old = Endpoint {
+        address: packet.key.source,
+        port: packet.key.source_port,
+    };
+    rewrite(frame, packet, A::SOURCE_AT, 0, old, new)
+}
+
+#[inline(always)]
+fn rewrite<A: Address>(
+    frame: &mut [u8],
+    packet: &Packet<A>,
+    address_at: usize,
+    port_at: usize,
+    old: Endpoint<A>,
+    new: Endpoint<A>,
+) -> Result<(), DropReason> {
+    let (l3, l4) = (usize::from(packet.l3), usize::from(packet.l4));
+    decrement_ttl::<A>(&mut frame[l3..])?;
+    write_address(&mut frame[l3..], address_at, old.address, new.address);
+    let l4 = &mut frame[l4..];
+    write_u16(l4, port_at, new.port);
+    let old = Sum::default().address(old.address).word(old.port);
+    let new = Sum::default().address(new.address).word(new.port);
+    adjust_l4(l4, packet.key.protocol, old, new);
+    Ok(())
+}
+
+/// Adjusts a TCP or UDP checksum. UDP over IPv4 may have none (zero), which stays none, and a
+/// computed zero is sent as ones (RFC 768).
+#[inline(always)]
+pub fn adjust_l4(l4: &mut [u8], number: u8, old: Sum, new: Sum) {
+    let at = if number == protocol::TCP { 16 } else { 6 };
+    let checksum = read_u16(l4, at);
+    if number == protocol::UDP {
+        if checksum != 0 {
+            let adjusted = adjust(checksum, old, new);
+            write_u16(l4, at, if adjusted == 0 { 0xffff } else { adjusted });
+        }
+    } else {
+        write_u16(l4, at, adjust(checksum, old, new));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lb::fixture::{tcp4, udp4};
+    use crate::lb::parse::{Parsed, parse};
+    use proptest::prelude::*;
+    use std::net::Ipv4Addr;
+
+    fn packet(frame: &[u8]) -> Packet<Ipv4Addr> {
+        match parse(frame, false) {
+            Parsed::V4(packet) => packet,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn out_and_back_in_is_identity(address: u32, port: u16, payload: Vec<u8>, tcp: bool) {
+            let frame = if tcp {
+                tcp4("10.0.0.1:1000", "192.0.2.80:80").payload(&payload).frame()
+            } else {
+                udp4("10.0.0.1:1000", "192.0.2.80:80").payload(&payload).frame()
+            };
+            let old = packet(&frame);
+            let mut there = frame.clone();
+            let new = Endpoint { address: Ipv4Addr::from_bits(address), port };
+            rewrite_destination(&mut there, &old, new).expect("TTL is left");
+            prop_assert!(crate::lb::fixture::checksums_are_right(&there));
+            let moved = packet(&there);
+            prop_assert_eq!((moved.key.destination, moved.key.destination_port), (new.address, port));
+            let back = Endpoint { address: old.key.destination, port: old.key.destination_port };
+            rewrite_destination(&mut there, &moved, back).expect("TTL is left");
+            let mut want = frame;
+            // Two hops were taken.
+            decrement_ttl::<Ipv4Addr>(&mut want[14..]).expect("TTL is left");
+            decrement_ttl::<Ipv4Addr>(&mut want[14..]).expect("TTL is left");
+            prop_assert_eq!(there, want);
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! What the balancer asks of a packet buffer. DPDK's mbuf is one; tests bring another.
+
+/// One Ethernet frame with room in front of it, owned by the caller.
+pub trait Frame {
+    /// The frame from its Ethernet header to its end, without FCS.
+    fn bytes(&self) -> &[u8];
+    fn bytes_mut(&mut self) -> &mut [u8];
+    /// Grows the frame by `count` bytes at the front; their content is unspecified. False, and
+    /// nothing changed, where the headroom is too small.
+    fn prepend(&mut self, count: usize) -> bool;
+    /// Cuts `count` bytes off the front; false, and nothing changed, where there are fewer.
+    fn trim_front(&mut self, count: usize) -> bool;
+    /// Cuts the frame down to `length` bytes; longer than the frame changes nothing.
+    fn truncate(&mut self, length: usize);
+    /// True where the NIC has already found the IPv4 header checksum right.
+    fn ip_checksum_verified(&self) -> bool;
+    /// True where the frame lies in one piece: `bytes` is all of it.
+    fn is_contiguous(&self) -> bool;
+}
+
+/// A frame in ordinary memory, for tests, probes and tools.
+#[derive(Clone, Debug)]
+pub struct MemoryFrame {
+    buffer: Vec<u8>,
+    start: usize,
+}
+
+/// Headroom of a [`MemoryFrame`]; DPDK's default.
+pub const HEADROOM: usize = 128;
+
+impl MemoryFrame {
+    /// A frame with these bytes. The room in front holds 0xa5, so that a byte a rewrite forgot
+    /// shows.
+    pub fn new(bytes: &[u8]) -> Self {
+        let mut buffer = vec![0xa5; HEADROOM];
+        buffer.extend_from_slice(bytes);
+        Self {
+            buffer,
+            start: HEADROOM,
+        }
+    }
+}
+
+impl Frame for MemoryFrame {
+    fn bytes(&self) -> &[u8] {
+        &self.buffer[self.start..]
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.buffer[self.start..]
+    }
+
+    fn prepend(&mut self, count: usize) -> bool {
+        if count > self.start {
+            return false;
+        }
+        self.start -= count;
+        true
+    }
+
+    fn trim_front(&mut self, count: usize) -> bool {
+        if count > self.buffer.len() - self.start {
+            return false;
+        }
+        self.start += count;
+        true
+    }
+
+    fn truncate(&mut self, length: usize) {
+        self.buffer.truncate(self.start + length);
+    }
+
+    fn ip_checksum_verified(&self) -> bool {
+        false
+    }
+
+    fn is_contiguous(&self) -> bool {
+        true
+    }
+}

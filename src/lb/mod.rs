@@ -1,0 +1,61 @@
+//! The balancer, pure: packet bytes, a snapshot, a worker's shard and the time go in, a verdict
+//! comes out. No DPDK, no clock, no I/O, so every rule is tested without a NIC.
+//!
+//! Read [`shard`] first: it lists what happens to a burst, in order.
+
+pub mod admit;
+pub mod checksum;
+pub mod conn;
+pub mod counters;
+#[doc(hidden)]
+pub mod fixture;
+pub mod flow;
+pub mod forward;
+pub mod frame;
+pub mod maglev;
+pub mod parse;
+pub mod route;
+pub mod schedule;
+pub mod service_map;
+pub mod shard;
+pub mod snapshot;
+pub mod table;
+
+/// The largest burst a worker hands over at once.
+pub const MAX_BURST: usize = 64;
+
+/// The time, read once per burst.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Now {
+    /// Whole seconds since an arbitrary start; the tick of connection time stamps.
+    pub second: u32,
+    /// Nanoseconds since the same start.
+    pub nanos: u64,
+}
+
+impl Now {
+    pub fn from_nanos(nanos: u64) -> Self {
+        Self {
+            second: (nanos / 1_000_000_000) as u32,
+            nanos,
+        }
+    }
+}
+
+/// Why a packet goes to management.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pass {
+    /// Neither balanced nor dropped: ARP, NDP, ping, anything for us or for the kernel.
+    Local,
+    /// Rewritten and ready, but the next hop toward its destination is not resolved yet.
+    Resolve,
+}
+
+/// What is to be done with a packet. The frame has been rewritten accordingly.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Send it out of this port.
+    Transmit(u8),
+    Drop(counters::DropReason),
+    Pass(Pass),
+}

@@ -1,0 +1,563 @@
+//! What happens to a burst of packets on one worker, from bytes to verdicts.
+//!
+//! Three short passes, each asking the cache for what the next one needs: headers and hashes;
+//! the tags of the buckets; the entries. A packet that finds its entry is rewritten at once; all
+//! others go through [`super::admit`]. A shard belongs to one worker, and nothing in it is shared
+//! but the counters, which management reads.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use super::conn::{Conn, From, State, flag, next_state};
+use super::counters::{DropReason, WorkerCounters};
+use super::flow::{Address, FlowKey, Seed, endpoint_hash, protocol};
+use super::forward::{direct, nat, tunnel};
+use super::frame::Frame;
+use super::parse::{ETHERNET, Packet, Parsed, parse, tcp};
+use super::schedule::SchedulerState;
+use super::snapshot::{Backend, BackendState, ForwardMethod, Snapshot};
+use super::table::{ConnTable, Slot};
+use super::{MAX_BURST, Now, Pass, Verdict};
+
+/// How large a shard is.
+#[derive(Clone, Copy, Debug)]
+pub struct ShardSize {
+    /// Connections this worker can track, of each family.
+    pub connections_v4: usize,
+    pub connections_v6: usize,
+    /// Service ids are below this.
+    pub services: usize,
+}
+
+/// The connection tables of both families.
+pub struct Tables {
+    pub v4: ConnTable<Ipv4Addr>,
+    pub v6: ConnTable<Ipv6Addr>,
+}
+
+/// The table that holds a family's connections.
+pub trait Tracked: Address {
+    fn table(tables: &Tables) -> &ConnTable<Self>;
+    fn table_mut(tables: &mut Tables) -> &mut ConnTable<Self>;
+}
+
+impl Tracked for Ipv4Addr {
+    #[inline(always)]
+    fn table(tables: &Tables) -> &ConnTable<Self> {
+        &tables.v4
+    }
+    #[inline(always)]
+    fn table_mut(tables: &mut Tables) -> &mut ConnTable<Self> {
+        &mut tables.v4
+    }
+}
+
+impl Tracked for Ipv6Addr {
+    #[inline(always)]
+    fn table(tables: &Tables) -> &ConnTable<Self> {
+        &tables.v6
+    }
+    #[inline(always)]
+    fn table_mut(tables: &mut Tables) -> &mut ConnTable<Self> {
+        &mut tables.v6
+    }
+}
+
+/// One worker's share of the balancer.
+pub struct Shard {
+    pub tables: Tables,
+    pub(super) seed: Seed,
+    pub(super) scheduling: SchedulerState,
+    pub counters: Arc<WorkerCounters>,
+}
+
+/// Which end of a flow a packet's table hash was taken from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Request,
+    Reply,
+}
+
+/// What the first pass found out about a packet.
+#[derive(Clone, Copy)]
+struct Look {
+    parsed: Parsed,
+    hash: u64,
+    side: Side,
+}
+
+impl Shard {
+    /// The shard of worker `worker` of `workers`. All shards of a process share `seed`.
+    pub fn new(
+        size: ShardSize,
+        seed: Seed,
+        worker: u32,
+        workers: u32,
+        counters: Arc<WorkerCounters>,
+    ) -> std::io::Result<Self> {
+        Ok(Self {
+            tables: Tables {
+                v4: ConnTable::new(size.connections_v4)?,
+                v6: ConnTable::new(size.connections_v6)?,
+            },
+            seed,
+            scheduling: SchedulerState::new(size.services, worker, workers),
+            counters,
+        })
+    }
+
+    /// Decides about up to [`MAX_BURST`] frames that came in on port `ingress`, and rewrites
+    /// those that go on. `verdicts[i]` is frame i's.
+    pub fn process<F: Frame>(
+        &mut self,
+        snapshot: &Snapshot,
+        now: Now,
+        ingress: u8,
+        frames: &mut [F],
+        verdicts: &mut [Verdict; MAX_BURST],
+    ) {
+        let count = frames.len().min(MAX_BURST);
+        let mut looks = [const {
+            Look {
+                parsed: Parsed::Other,
+                hash: 0,
+                side: Side::Request,
+            }
+        }; MAX_BURST];
+        for (look, frame) in looks.iter_mut().zip(&*frames) {
+            *look = self.look(snapshot, ingress, frame);
+        }
+        for look in &looks[..count] {
+            match look.parsed {
+                Parsed::V4(_) => self.tables.v4.prefetch_entry(look.hash),
+                Parsed::V6(_) => self.tables.v6.prefetch_entry(look.hash),
+                _ => {}
+            }
+        }
+        for ((look, frame), verdict) in looks.iter().zip(frames).zip(verdicts) {
+            *verdict = match &look.parsed {
+                Parsed::V4(packet) => self.packet(snapshot, now, frame, packet, look),
+                Parsed::V6(packet) => self.packet(snapshot, now, frame, packet, look),
+                Parsed::Bad(reason) => Verdict::Drop(*reason),
+                Parsed::FragmentV4 { .. } | Parsed::FragmentV6 { .. } => {
+                    Verdict::Drop(DropReason::Fragment)
+                }
+                Parsed::IcmpV4 { .. } | Parsed::IcmpV6 { .. } | Parsed::Other => {
+                    Verdict::Pass(Pass::Local)
+                }
+            };
+        }
+    }
+
+    /// First pass: headers, hash, and a request for the bucket.
+    #[inline(always)]
+    fn look<F: Frame>(&self, snapshot: &Snapshot, ingress: u8, frame: &F) -> Look {
+        let bytes = frame.bytes();
+        let mut look = Look {
+            parsed: Parsed::Other,
+            hash: 0,
+            side: Side::Request,
+        };
+        look.parsed = match station(snapshot, ingress, bytes) {
+            Station::Us => parse(bytes, frame.ip_checksum_verified()),
+            Station::Group => for_a_group(bytes, snapshot),
+            Station::Foreign => Parsed::Bad(DropReason::ForeignMac),
+        };
+        if !frame.is_contiguous() && matches!(look.parsed, Parsed::V4(_) | Parsed::V6(_)) {
+            look.parsed = Parsed::Bad(DropReason::Segmented);
+        }
+        match &look.parsed {
+            Parsed::V4(packet) => {
+                (look.hash, look.side) = self.hash(snapshot, &packet.key);
+                self.tables.v4.prefetch_bucket(look.hash);
+            }
+            Parsed::V6(packet) => {
+                (look.hash, look.side) = self.hash(snapshot, &packet.key);
+                self.tables.v6.prefetch_bucket(look.hash);
+            }
+            _ => {}
+        }
+        look
+    }
+
+    /// The client's end of the flow: the source, unless the packet looks like a backend's reply.
+    #[inline(always)]
+    fn hash<A: Address>(&self, snapshot: &Snapshot, key: &FlowKey<A>) -> (u64, Side) {
+        if snapshot.two_way && !snapshot.own.contains(&key.destination.into()) {
+            let hash = endpoint_hash(
+                &self.seed,
+                key.protocol,
+                key.destination,
+                key.destination_port,
+            );
+            (hash, Side::Reply)
+        } else {
+            (
+                endpoint_hash(&self.seed, key.protocol, key.source, key.source_port),
+                Side::Request,
+            )
+        }
+    }
+
+    /// Third pass: a TCP or UDP packet meets its connection.
+    #[inline(always)]
+    fn packet<A: Tracked, F: Frame>(
+        &mut self,
+        snapshot: &Snapshot,
+        now: Now,
+        frame: &mut F,
+        packet: &Packet<A>,
+        look: &Look,
+    ) -> Verdict {
+        let end = usize::from(packet.l3) + usize::from(packet.length);
+        frame.truncate(end);
+        let table = A::table(&self.tables);
+        if look.side == Side::Request {
+            if let Some(slot) = table.find(look.hash, |conn| is_request(conn, &packet.key)) {
+                return self.client_packet(snapshot, now, frame, packet, slot, look.hash);
+            }
+            return self.admit(snapshot, now, frame, packet, look.hash);
+        }
+        if let Some(slot) = table.find(look.hash, |conn| is_reply(snapshot, conn, &packet.key)) {
+            return self.backend_packet(snapshot, now, frame, packet, slot);
+        }
+        // A prefix service may balance addresses that are not ours.
+        let hash = endpoint_hash(
+            &self.seed,
+            packet.key.protocol,
+            packet.key.source,
+            packet.key.source_port,
+        );
+        match table.find(hash, |conn| is_request(conn, &packet.key)) {
+            Some(slot) => self.client_packet(snapshot, now, frame, packet, slot, hash),
+            None => self.admit(snapshot, now, frame, packet, hash),
+        }
+    }
+
+    /// A client's packet of a tracked flow.
+    #[inline(always)]
+    fn client_packet<A: Tracked, F: Frame>(
+        &mut self,
+        snapshot: &Snapshot,
+        now: Now,
+        frame: &mut F,
+        packet: &Packet<A>,
+        slot: Slot,
+        hash: u64,
+    ) -> Verdict {
+        let conn = A::table_mut(&mut self.tables).get_mut(slot);
+        let id = conn.backend;
+        let Some(backend) = snapshot.backend(id) else {
+            return self.gone(now, frame, packet, slot);
+        };
+        if conn.is_expired(now.second) || backend.state == BackendState::Removed {
+            return self.stale(snapshot, now, frame, packet, slot, hash);
+        }
+        if !is_settled(conn, packet.tcp_flags) {
+            let half = !conn.has(flag::TWO_WAY);
+            if packet.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN
+                && conn.state.is_over(half)
+            {
+                return self.stale(snapshot, now, frame, packet, slot, hash);
+            }
+            self.step(snapshot, slot, From::Client, packet);
+        }
+        let conn = A::table_mut(&mut self.tables).get_mut(slot);
+        if conn.last_seen != now.second {
+            conn.last_seen = now.second;
+        }
+        let verdict = to_backend(frame, packet, backend);
+        if let (Verdict::Transmit(_), Some(counters)) =
+            (verdict, self.counters.backends.get(id.0 as usize))
+        {
+            counters.in_packets.add(1);
+            counters.in_bytes.add(u64::from(packet.length));
+        }
+        verdict
+    }
+
+    /// A backend's packet of a NAT flow, on its way to the client.
+    #[inline(always)]
+    fn backend_packet<A: Tracked, F: Frame>(
+        &mut self,
+        snapshot: &Snapshot,
+        now: Now,
+        frame: &mut F,
+        packet: &Packet<A>,
+        slot: Slot,
+    ) -> Verdict {
+        let conn = *A::table(&self.tables).get(slot);
+        if conn.is_expired(now.second) {
+            self.forget::<A>(slot);
+            self.counters.expired.add(1);
+            return Verdict::Drop(DropReason::Untracked);
+        }
+        if !is_settled(&conn, packet.tcp_flags) {
+            self.step(snapshot, slot, From::Backend, packet);
+        }
+        A::table_mut(&mut self.tables).get_mut(slot).last_seen = now.second;
+        let service = nat::Endpoint {
+            address: conn.vip,
+            port: conn.vip_port,
+        };
+        if let Err(reason) = nat::rewrite_source(frame.bytes_mut(), packet, service) {
+            return Verdict::Drop(reason);
+        }
+        if let Some(counters) = self.counters.backends.get(conn.backend.0 as usize) {
+            counters.out_packets.add(1);
+            counters.out_bytes.add(u64::from(packet.length));
+        }
+        match snapshot.routes.link(conn.client.into()) {
+            Some(link) => {
+                super::forward::write_macs(frame.bytes_mut(), &link);
+                Verdict::Transmit(link.port)
+            }
+            None => Verdict::Pass(Pass::Resolve),
+        }
+    }
+
+    /// Moves a connection's state on, and its timeout and counts with it.
+    fn step<A: Tracked>(
+        &mut self,
+        snapshot: &Snapshot,
+        slot: Slot,
+        from: From,
+        packet: &Packet<A>,
+    ) {
+        let conn = A::table_mut(&mut self.tables).get_mut(slot);
+        let half = !conn.has(flag::TWO_WAY);
+        let state = match packet.key.protocol {
+            protocol::TCP => next_state(conn.state, from, half, packet.tcp_flags),
+            _ => State::Udp,
+        };
+        if packet.key.protocol == protocol::UDP || state != State::SynRecv {
+            conn.flags &= !flag::EMBRYONIC;
+        }
+        if state == conn.state {
+            return;
+        }
+        conn.state = state;
+        let service = snapshot
+            .backend(conn.backend)
+            .and_then(|b| snapshot.service(b.service));
+        if let Some(service) = service {
+            conn.timeout = service.timeouts.of(state);
+        }
+        let was_active = conn.has(flag::ACTIVE);
+        if state.is_active() != was_active {
+            conn.flags ^= flag::ACTIVE;
+            if let Some(counters) = self.counters.backends.get(conn.backend.0 as usize) {
+                let (more, less) = if was_active {
+                    (&counters.inactive, &counters.active)
+                } else {
+                    (&counters.active, &counters.inactive)
+                };
+                more.add(1);
+                less.subtract(1);
+            }
+        }
+    }
+
+    /// Removes a connection and takes it off its backend's count.
+    pub(super) fn forget<A: Tracked>(&mut self, slot: Slot) {
+        let conn = A::table_mut(&mut self.tables).remove(slot);
+        uncount(&self.counters, &conn);
+    }
+
+    /// A connection that has ended, expired or lost its backend meets a packet: the packet is
+    /// judged as if there were none.
+    #[cold]
+    fn stale<A: Tracked, F: Frame>(
+        &mut self,
+        snapshot: &Snapshot,
+        now: Now,
+        frame: &mut F,
+        packet: &Packet<A>,
+        slot: Slot,
+        hash: u64,
+    ) -> Verdict {
+        if A::table(&self.tables).get(slot).is_expired(now.second) {
+            self.counters.expired.add(1);
+        }
+        self.forget::<A>(slot);
+        self.admit(snapshot, now, frame, packet, hash)
+    }
+
+    /// The connection names a backend that the snapshot no longer holds.
+    #[cold]
+    fn gone<A: Tracked, F: Frame>(
+        &mut self,
+        _now: Now,
+        _frame: &mut F,
+        _packet: &Packet<A>,
+        slot: Slot,
+    ) -> Verdict {
+        self.forget::<A>(slot);
+        Verdict::Drop(DropReason::BackendGone)
+    }
+
+    /// Looks for expired entries in the next `buckets` buckets of each table.
+    pub fn sweep(&mut self, now: Now, buckets: usize) {
+        let counters = &self.counters;
+        self.tables.v4.sweep(now.second, buckets, |conn| {
+            counters.expired.add(1);
+            uncount(counters, &conn);
+        });
+        self.tables.v6.sweep(now.second, buckets, |conn| {
+            counters.expired.add(1);
+            uncount(counters, &conn);
+        });
+        counters.table_v4.set(self.tables.v4.len() as u64);
+        counters.table_v6.set(self.tables.v6.len() as u64);
+    }
+}
+
+pub(super) fn uncount<A: Address>(counters: &WorkerCounters, conn: &Conn<A>) {
+    if let Some(backend) = counters.backends.get(conn.backend.0 as usize) {
+        let gauge = if conn.has(flag::ACTIVE) {
+            &backend.active
+        } else {
+            &backend.inactive
+        };
+        gauge.subtract(1);
+    }
+}
+
+/// Nothing about the connection can change by this packet but its time stamp.
+#[inline(always)]
+fn is_settled<A: Address>(conn: &Conn<A>, tcp_flags: u8) -> bool {
+    match conn.state {
+        State::Established => tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0,
+        State::Udp => !conn.has(flag::EMBRYONIC),
+        _ => false,
+    }
+}
+
+#[inline(always)]
+pub(super) fn is_request<A: Address>(conn: &Conn<A>, key: &FlowKey<A>) -> bool {
+    conn.client == key.source
+        && conn.vip == key.destination
+        && conn.client_port == key.source_port
+        && conn.vip_port == key.destination_port
+        && conn.protocol == key.protocol
+}
+
+/// Whether a packet is a NAT backend's answer in this connection.
+#[inline(always)]
+pub(super) fn is_reply<A: Address>(snapshot: &Snapshot, conn: &Conn<A>, key: &FlowKey<A>) -> bool {
+    conn.client == key.destination
+        && conn.client_port == key.destination_port
+        && conn.protocol == key.protocol
+        && conn.flags & (flag::TWO_WAY | flag::FULL_NAT) == flag::TWO_WAY
+        && snapshot.backend(conn.backend).is_some_and(|backend| {
+            backend.address == key.source.into()
+                && key.source_port
+                    == if backend.port == 0 {
+                        conn.vip_port
+                    } else {
+                        backend.port
+                    }
+        })
+}
+
+/// Rewrites a packet for its backend and says where it leaves.
+#[inline(always)]
+pub(super) fn to_backend<A: Address, F: Frame>(
+    frame: &mut F,
+    packet: &Packet<A>,
+    backend: &Backend,
+) -> Verdict {
+    let Some(link) = &backend.link else {
+        return Verdict::Drop(DropReason::NoNeighbour);
+    };
+    if packet.length > backend.mtu {
+        return Verdict::Drop(DropReason::TooBig);
+    }
+    let done = match backend.method {
+        ForwardMethod::DirectRouting => direct::forward(frame.bytes_mut(), packet, link),
+        ForwardMethod::Tunnel => {
+            tunnel::forward(frame, packet, link, backend.outer_source, backend.address)
+        }
+        ForwardMethod::Nat | ForwardMethod::FullNat => {
+            to_nat(frame.bytes_mut(), packet, backend, link)
+        }
+    };
+    match done {
+        Ok(()) => Verdict::Transmit(link.port),
+        Err(reason) => Verdict::Drop(reason),
+    }
+}
+
+#[inline(always)]
+fn to_nat<A: Address>(
+    frame: &mut [u8],
+    packet: &Packet<A>,
+    backend: &Backend,
+    link: &super::route::Link,
+) -> Result<(), DropReason> {
+    let Some(address) = A::from_ip(backend.address) else {
+        return Err(DropReason::MalformedIp);
+    };
+    let port = if backend.port == 0 {
+        packet.key.destination_port
+    } else {
+        backend.port
+    };
+    nat::rewrite_destination(frame, packet, nat::Endpoint { address, port })?;
+    super::forward::write_macs(frame, link);
+    Ok(())
+}
+
+/// Whom a frame is for.
+#[derive(PartialEq, Eq)]
+enum Station {
+    Us,
+    /// Broadcast or multicast.
+    Group,
+    Foreign,
+}
+
+#[inline(always)]
+fn station(snapshot: &Snapshot, ingress: u8, frame: &[u8]) -> Station {
+    let (Some(to), Some(port)) = (
+        frame.first_chunk::<6>(),
+        snapshot.ports.get(usize::from(ingress)),
+    ) else {
+        return Station::Us;
+    };
+    match *to == port.mac {
+        true => Station::Us,
+        false if to[0] & 1 == 1 => Station::Group,
+        false => Station::Foreign,
+    }
+}
+
+/// Broadcast and multicast frames carry ARP, NDP and routing protocols, which management and the
+/// kernel want; balanced traffic never comes that way.
+#[cold]
+fn for_a_group(bytes: &[u8], snapshot: &Snapshot) -> Parsed {
+    let balanced =
+        |address: IpAddr, number, port| snapshot.service_map.find(number, address, port).is_some();
+    match parse(bytes, false) {
+        Parsed::V4(p)
+            if balanced(
+                p.key.destination.into(),
+                p.key.protocol,
+                p.key.destination_port,
+            ) =>
+        {
+            Parsed::Bad(DropReason::BroadcastMac)
+        }
+        Parsed::V6(p)
+            if balanced(
+                p.key.destination.into(),
+                p.key.protocol,
+                p.key.destination_port,
+            ) =>
+        {
+            Parsed::Bad(DropReason::BroadcastMac)
+        }
+        Parsed::Bad(reason) if bytes.len() < ETHERNET => Parsed::Bad(reason),
+        _ => Parsed::Other,
+    }
+}

@@ -1,0 +1,280 @@
+//! What a worker knows of the configuration at one moment: services, backends, ports, routes.
+//!
+//! Immutable once built. Management builds it, sharing unchanged parts with its predecessor,
+//! and alone counts references; workers hold one whole snapshot and swap it between bursts.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::conn::Timeouts;
+use super::maglev::Maglev;
+use super::route::{Link, Routes};
+use super::service_map::ServiceMap;
+
+/// Hash maps of a snapshot: keys come from the configuration or are looked up by strangers'
+/// packets, so the hash is keyed at random.
+pub type FastMap<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
+pub type FastSet<K> = HashSet<K, foldhash::fast::RandomState>;
+
+/// Names a backend in connections and counters. Never reused while a connection names it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, PartialOrd, Ord, Default)]
+pub struct BackendId(pub u32);
+
+/// Names a service in scheduler state and counters.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, PartialOrd, Ord, Default)]
+pub struct ServiceId(pub u32);
+
+/// How a packet reaches its backend.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum ForwardMethod {
+    /// The destination is rewritten; replies come back through us.
+    Nat,
+    /// Source and destination are rewritten.
+    FullNat,
+    /// The packet is wrapped in another IP header (RFC 2003, RFC 2473).
+    Tunnel,
+    /// Only the MAC addresses change.
+    DirectRouting,
+}
+
+impl ForwardMethod {
+    /// The backend's replies pass here too.
+    pub fn is_two_way(self) -> bool {
+        matches!(self, Self::Nat | Self::FullNat)
+    }
+
+    /// The word for it in config, metrics and bench.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nat => "nat",
+            Self::FullNat => "fullnat",
+            Self::Tunnel => "tunnel",
+            Self::DirectRouting => "direct-routing",
+        }
+    }
+}
+
+/// Whether a backend takes new connections, and what becomes of those it has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum BackendState {
+    Up,
+    /// No new connections; existing ones stay.
+    Drained,
+    /// Its checks fail: no new connections, and existing TCP flows stay in hope.
+    Down,
+    /// Out of the configuration: its TCP flows are reset, its UDP flows rescheduled.
+    Removed,
+}
+
+/// A real server of one service. The first cache line is all that an established flow needs.
+#[derive(Clone, Debug, PartialEq)]
+#[repr(C, align(64))]
+pub struct Backend {
+    /// Next hop on the wire, once it is resolved.
+    pub link: Option<Link>,
+    pub method: ForwardMethod,
+    pub state: BackendState,
+    /// 0 leaves the destination port as it is.
+    pub port: u16,
+    /// Largest IP packet (before encapsulation) that still fits.
+    pub mtu: u16,
+    pub service: ServiceId,
+    pub id: BackendId,
+    pub address: IpAddr,
+    /// Source of the outer header (tunnel).
+    pub outer_source: IpAddr,
+    /// Weight in force; 0 takes no new connections.
+    pub weight: u32,
+    pub configured_weight: u32,
+    /// Connections beyond which the backend is overloaded, and below which it no longer is;
+    /// 0 sets no limit.
+    pub upper: u32,
+    pub lower: u32,
+}
+
+impl Backend {
+    /// Takes new connections as far as configuration and health go (limits are the worker's).
+    pub fn is_eligible(&self) -> bool {
+        self.state == BackendState::Up && self.weight > 0
+    }
+}
+
+/// The schedulers, named as ipvsadm names them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Scheduler {
+    RoundRobin,
+    WeightedRoundRobin,
+    Maglev,
+}
+
+impl Scheduler {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::RoundRobin => "rr",
+            Self::WeightedRoundRobin => "wrr",
+            Self::Maglev => "mh",
+        }
+    }
+
+    /// A pure function of the packet: the same flow gets the same backend without an entry.
+    pub fn is_hash(self) -> bool {
+        matches!(self, Self::Maglev)
+    }
+}
+
+/// What becomes of a new connection when no backend can take it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum WhenNoBackend {
+    Reset,
+    Drop,
+    /// Schedule among all backends, healthy or not.
+    UseAll,
+}
+
+/// What becomes of a TCP packet without SYN that belongs to no tracked connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Untracked {
+    Hash,
+    Reset,
+    Drop,
+}
+
+/// One service: what is scheduled and how.
+#[derive(Clone, Debug)]
+pub struct Service {
+    pub id: ServiceId,
+    pub name: Arc<str>,
+    pub method: ForwardMethod,
+    pub scheduler: Scheduler,
+    /// In the configuration's order; schedulers that go by order go by this one.
+    pub backends: Vec<BackendId>,
+    /// The consistent hash under every scheduler; its values index `backends`.
+    pub maglev: Arc<Maglev>,
+    /// Hash the client's port beside its address.
+    pub hash_port: bool,
+    pub when_no_backend: WhenNoBackend,
+    pub untracked: Untracked,
+    pub timeouts: Timeouts,
+}
+
+/// A port as workers see it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PortView {
+    pub mac: [u8; 6],
+    pub mtu: u16,
+}
+
+/// Values in chunks behind `Arc`s, so that a successor copies only the chunks it changes.
+#[derive(Clone, Debug)]
+pub struct Chunked<T> {
+    chunks: Vec<Arc<Vec<T>>>,
+    length: usize,
+}
+
+const CHUNK: usize = 64;
+
+impl<T> Default for Chunked<T> {
+    fn default() -> Self {
+        Self {
+            chunks: Vec::new(),
+            length: 0,
+        }
+    }
+}
+
+impl<T: Clone> Chunked<T> {
+    #[inline(always)]
+    pub fn get(&self, index: u32) -> Option<&T> {
+        self.chunks
+            .get(index as usize / CHUNK)?
+            .get(index as usize % CHUNK)
+    }
+
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.chunks.iter().flat_map(|chunk| chunk.iter())
+    }
+
+    pub fn push(&mut self, value: T) {
+        if self.length.is_multiple_of(CHUNK) {
+            self.chunks.push(Arc::new(Vec::with_capacity(CHUNK)));
+        }
+        if let Some(last) = self.chunks.last_mut() {
+            Arc::make_mut(last).push(value);
+        }
+        self.length += 1;
+    }
+
+    /// Access for change: copies the chunk where a predecessor still shares it.
+    pub fn get_mut(&mut self, index: u32) -> Option<&mut T> {
+        Arc::make_mut(self.chunks.get_mut(index as usize / CHUNK)?).get_mut(index as usize % CHUNK)
+    }
+}
+
+impl<T: Clone> FromIterator<T> for Chunked<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(values: I) -> Self {
+        let mut chunked = Self::default();
+        for value in values {
+            chunked.push(value);
+        }
+        chunked
+    }
+}
+
+/// Everything, at one generation.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    pub generation: u64,
+    /// By [`ServiceId`]; a hole is a service that is gone.
+    pub services: Chunked<Option<Arc<Service>>>,
+    /// By [`BackendId`].
+    pub backends: Chunked<Option<Backend>>,
+    pub service_map: Arc<ServiceMap>,
+    /// By port index.
+    pub ports: Arc<[PortView]>,
+    pub routes: Arc<Routes>,
+    /// Addresses no packet may come from: VIPs, pools, check addresses, the ports' own.
+    pub own: Arc<FastSet<IpAddr>>,
+    /// Some service's replies pass here.
+    pub two_way: bool,
+}
+
+impl Snapshot {
+    #[inline(always)]
+    pub fn backend(&self, id: BackendId) -> Option<&Backend> {
+        self.backends.get(id.0)?.as_ref()
+    }
+
+    pub fn service(&self, id: ServiceId) -> Option<&Arc<Service>> {
+        self.services.get(id.0)?.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_successor_shares_the_chunks_it_does_not_change() {
+        let first: Chunked<u32> = (0..1000).collect();
+        let mut second = first.clone();
+        *second.get_mut(70).expect("there") = 7;
+        let shared = first
+            .chunks
+            .iter()
+            .zip(&second.chunks)
+            .filter(|(a, b)| Arc::ptr_eq(a, b))
+            .count();
+        assert_eq!(shared, first.chunks.len() - 1);
+        assert_eq!((first.get(70), second.get(70)), (Some(&70), Some(&7)));
+        assert_eq!((second.len(), second.get(1000)), (1000, None));
+    }
+}
