@@ -44,8 +44,9 @@ wait_for() {
 }
 
 add_host() {
-  ip netns add "$1"
+  # First, since Ctrl-C may come in the middle of adding.
   on_exit "ip netns pids $1 | xargs -r kill -KILL; ip netns del $1"
+  ip netns add "$1"
   ip -n "$1" link set lo up
 }
 
