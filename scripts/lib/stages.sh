@@ -3,6 +3,7 @@
 
 PASSED=0
 FAILED=0
+RAN=0
 
 # stage NAME SECONDS COMMAND...: runs one stage unless --only names another.
 stage() {
@@ -12,6 +13,7 @@ stage() {
     [ "$ONLY" != help ] || say "$name"
     return 0
   fi
+  RAN=$((RAN + 1))
   log=$TEMP/$name.log
   began=$(date +%s%N)
   timeout -k 10 "$limit" "$@" >"$log" 2>&1 & STAGE=$!
@@ -60,7 +62,7 @@ count_tests() {
 summary() {
   local skipped=0
   if [ "$ONLY" = help ]; then exit 0; fi
-  [ $((PASSED + FAILED)) -gt 0 ] || die "there is no stage '$ONLY' (--only help lists them)"
+  [ "$RAN" -gt 0 ] || die "there is no stage '$ONLY' (--only help lists them)"
   if [ -s "${EVENKEEL_SKIPPED:-}" ]; then
     skipped=$(wc -l <"$EVENKEEL_SKIPPED")
     say "Skipped:"
