@@ -1,0 +1,197 @@
+//! The configuration as the rest of the program sees it: every value parsed, bounded and checked
+//! against the others. Only `config::parse` and `config::load` make a [`Config`] from text, so
+//! whoever holds one need not check it again. Plain data; lives on the management thread.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::values::{Mac, Prefix};
+pub use super::{health::*, listen::*, service::*};
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    pub workers: Workers,
+    pub management: Management,
+    /// At least one.
+    pub ports: Vec<Port>,
+    pub services: Vec<Service>,
+}
+
+/// `[workers]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Workers {
+    /// CPU numbers, one worker each, all different, at least one.
+    pub cores: Vec<u16>,
+    /// Connections of all workers together.
+    pub connections: u32,
+    /// Bytes for the connection tables and packet buffers.
+    pub memory: u64,
+    pub idle: Idle,
+    /// New flows a second and worker above which the flood guard acts.
+    pub flood_guard: Option<u32>,
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        Workers {
+            cores: vec![1],
+            connections: 1_000_000,
+            memory: 1 << 30,
+            idle: Idle::Poll,
+            flood_guard: None,
+        }
+    }
+}
+
+/// What a worker does when nothing arrives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Idle {
+    Poll,
+    Yield,
+    Sleep,
+}
+
+impl Idle {
+    pub const NAMES: &[(&str, Idle)] = &[
+        ("poll", Idle::Poll),
+        ("yield", Idle::Yield),
+        ("sleep", Idle::Sleep),
+    ];
+}
+
+/// `[management]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Management {
+    pub socket: PathBuf,
+    /// CPU of the management thread.
+    pub core: u16,
+    /// Read-only OpenMetrics; `None` when switched off.
+    pub metrics: Option<SocketAddr>,
+    pub log: LogFormat,
+    /// How often VIPs are announced again, beside the announcements at start and link-up.
+    pub advertise: Option<Duration>,
+}
+
+impl Default for Management {
+    fn default() -> Self {
+        Management {
+            socket: PathBuf::from("/run/evenkeel/evenkeel.sock"),
+            core: 0,
+            metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9718))),
+            log: LogFormat::Text,
+            advertise: None,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl LogFormat {
+    pub const NAMES: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
+}
+
+/// `[[port]]`: one DPDK port.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Port {
+    pub name: String,
+    /// Any DPDK device: a PCI address or a vdev with its arguments.
+    pub device: String,
+    /// The port's own addresses with the length of their subnet.
+    pub addresses: Vec<Prefix>,
+    /// Sources of in-path health checks, at most one per family.
+    pub check_addresses: Vec<IpAddr>,
+    /// Default routes, at most one per family.
+    pub gateways: Vec<IpAddr>,
+    pub routes: Vec<Route>,
+    pub neighbours: Vec<Neighbour>,
+    /// Largest IP packet in bytes.
+    pub mtu: u16,
+    pub vlan: Option<u16>,
+    /// Name of the Linux interface that stands beside this port.
+    pub kernel_interface: Option<String>,
+    pub rx_descriptors: u16,
+    pub tx_descriptors: u16,
+}
+
+impl Port {
+    pub const DEFAULT_MTU: u16 = 1500;
+    pub const DEFAULT_DESCRIPTORS: u16 = 1024;
+
+    /// The gateway for the family of `address`.
+    pub fn gateway_for(&self, address: IpAddr) -> Option<IpAddr> {
+        self.gateways
+            .iter()
+            .copied()
+            .find(|gateway| gateway.is_ipv4() == address.is_ipv4())
+    }
+
+    /// Whether `address` is reached without a router: it is in a subnet of the port, or its MAC
+    /// address is configured.
+    pub fn on_link(&self, address: IpAddr) -> bool {
+        self.addresses.iter().any(|own| own.contains(address))
+            || self
+                .neighbours
+                .iter()
+                .any(|neighbour| neighbour.address == address)
+    }
+}
+
+/// `[[port.route]]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Route {
+    /// Without host bits.
+    pub to: Prefix,
+    /// Of the same family as `to`, on the port's link.
+    pub via: IpAddr,
+}
+
+/// `[[port.neighbour]]`: a next hop that is not resolved by ARP or NDP.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Neighbour {
+    pub address: IpAddr,
+    pub mac: Mac,
+}
+
+impl Config {
+    /// The port by which packets to `address` leave: the one with the longest matching subnet or
+    /// route, else the first with a gateway of that family.
+    pub fn egress(&self, address: IpAddr) -> Option<&Port> {
+        let specific = self.ports.iter().filter_map(|port| {
+            let host = port
+                .neighbours
+                .iter()
+                .any(|n| n.address == address)
+                .then_some(128);
+            let own = port
+                .addresses
+                .iter()
+                .filter(|p| p.contains(address))
+                .map(|p| p.length);
+            let routed = port
+                .routes
+                .iter()
+                .filter(|r| r.to.contains(address))
+                .map(|r| r.to.length);
+            own.chain(routed)
+                .chain(host)
+                .max()
+                .map(|length| (length, port))
+        });
+        // `max_by_key` keeps the last of equals; the first port in the file is to win.
+        let best = specific.fold(None, |best: Option<(u8, &Port)>, next| match best {
+            Some((length, _)) if length >= next.0 => best,
+            _ => Some(next),
+        });
+        best.map(|(_, port)| port).or_else(|| {
+            self.ports
+                .iter()
+                .find(|port| port.gateway_for(address).is_some())
+        })
+    }
+}

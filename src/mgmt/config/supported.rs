@@ -1,0 +1,112 @@
+//! What the configuration can say and the program cannot do yet. Whoever builds a feature removes
+//! its lines from [`NOT_YET`]; nothing else in this module's neighbours changes. Pure.
+
+use thiserror::Error;
+
+/// Something that is understood, and refused because nothing stands behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// A key, by its path.
+    Key(&'static str),
+    /// One value of a key that names one of several things.
+    Value(&'static str, &'static str),
+    /// A combination.
+    Rule(Rule),
+}
+
+/// A combination of keys that is refused. The text is `reason; fix`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum Rule {
+    #[error(
+        "NAT with more than one worker needs packet hand-off, which is not supported yet; set workers.cores to one core or use tunnel or direct-routing"
+    )]
+    NatManyWorkers,
+    #[error("a service on an IPv6 address is not supported yet; listen on IPv4")]
+    Ipv6Service,
+    #[error("a backend with an IPv6 address is not supported yet; use its IPv4 address")]
+    Ipv6Backend,
+    #[error("a service on several ports is not supported yet; listen on single ports")]
+    PortRange,
+    #[error("a service over an address prefix is not supported yet; listen on single addresses")]
+    AddressPrefix,
+    /// While nothing tells a client that its packet is too big for the tunnel, a full one must fit.
+    #[error("packets too big for a tunnel are not answered yet; raise the port's mtu")]
+    TunnelTooBig,
+}
+
+use Missing::{Key, Rule as Combination, Value};
+
+/// Everything that is refused today.
+pub const NOT_YET: &[Missing] = &[
+    Key("workers.flood_guard"),
+    Key("management.metrics"),
+    Key("management.advertise"),
+    Key("port.check_address"),
+    Key("port.vlan"),
+    Key("port.kernel_interface"),
+    Value("service.method", "fullnat"),
+    Value("service.scheduler", "random"),
+    Value("service.scheduler", "lc"),
+    Value("service.scheduler", "wlc"),
+    Value("service.scheduler", "sed"),
+    Value("service.scheduler", "nq"),
+    Value("service.scheduler", "lblc"),
+    Value("service.scheduler", "lblcr"),
+    Value("service.scheduler", "dh"),
+    Value("service.scheduler", "sh"),
+    Value("service.scheduler", "fo"),
+    Value("service.scheduler", "ovf"),
+    Value("service.scheduler", "twos"),
+    Key("service.hash_port"),
+    Key("service.hash_fallback"),
+    Key("service.persistence"),
+    Key("service.when_no_backend"),
+    Key("service.untracked"),
+    Key("service.timeouts"),
+    Key("service.one_packet"),
+    Key("service.mss_clamp"),
+    Key("service.limits"),
+    Key("service.local_addresses"),
+    Key("service.tunnel_source"),
+    Key("service.health"),
+    Key("service.quorum"),
+    Key("service.quorum_hysteresis"),
+    Key("service.sorry_server"),
+    Key("service.inhibit"),
+    Key("service.on_change"),
+    Key("service.feedback"),
+    Key("service.slow_start"),
+    Key("service.drain_timeout"),
+    Key("service.backend.upper"),
+    Key("service.backend.lower"),
+    Key("service.backend.drain"),
+    Combination(Rule::NatManyWorkers),
+    Combination(Rule::Ipv6Service),
+    Combination(Rule::Ipv6Backend),
+    Combination(Rule::PortRange),
+    Combination(Rule::AddressPrefix),
+    Combination(Rule::TunnelTooBig),
+];
+
+/// Answers from one list of missing things: [`NOT_YET`], or an empty one in tests that need the
+/// whole shape.
+#[derive(Debug, Clone, Copy)]
+pub struct Supported(pub &'static [Missing]);
+
+impl Supported {
+    pub fn key(self, path: &str) -> bool {
+        !self
+            .0
+            .iter()
+            .any(|missing| matches!(missing, Key(key) if *key == path))
+    }
+
+    pub fn value(self, path: &str, name: &str) -> bool {
+        let is = |missing: &Missing| matches!(missing, Value(key, value) if *key == path && *value == name);
+        !self.0.iter().any(is)
+    }
+
+    pub fn rule(self, rule: Rule) -> bool {
+        !self.0.contains(&Combination(rule))
+    }
+}

@@ -1,0 +1,560 @@
+//! One case for every fault there is, with its place and its text.
+
+use std::collections::HashSet;
+use std::mem::discriminant;
+
+use super::*;
+use crate::mgmt::config::ConfigError::{BadValue, RuleNotSupported};
+
+/// What every case stands on. `§` in a case marks where the fault is reported.
+const PORT: &str =
+    "[[port]]\nname = \"wan\"\ndevice = \"net_null0\"\naddresses = [\"192.0.2.2/24\"]\n";
+const NAT: &str = "[[service]]\nname = \"web\"\nlisten = \"tcp:198.51.100.80:80\"\nmethod = \"nat\"\nscheduler = \"rr\"\n";
+const BACKEND: &str = "[[service.backend]]\nname = \"a\"\naddress = \"192.0.2.11\"\n";
+
+/// A text and the one fault that it must give.
+struct Case {
+    text: String,
+    fault: &'static str,
+    /// Read as if every key were supported.
+    whole: bool,
+}
+
+fn now(text: impl Into<String>, fault: &'static str) -> Case {
+    Case {
+        text: text.into(),
+        fault,
+        whole: false,
+    }
+}
+
+fn whole(text: impl Into<String>, fault: &'static str) -> Case {
+    Case {
+        text: text.into(),
+        fault,
+        whole: true,
+    }
+}
+
+/// A service in which `options` are added to the one that works.
+fn service(options: &str) -> String {
+    format!("{PORT}{NAT}{options}\n{BACKEND}")
+}
+
+fn syntax_cases() -> Vec<Case> {
+    vec![
+        now(
+            format!("{PORT}[workers]\nidle = §poll\n"),
+            "string values must be quoted, expected literal string; correct the TOML here",
+        ),
+        now(
+            format!("{PORT}[workers]\n§core = \"1\"\n"),
+            "unknown key \"core\" in [workers]; did you mean \"cores\"?",
+        ),
+        now(
+            format!("{PORT}§gatewy = \"192.0.2.1\"\n"),
+            "unknown key \"gatewy\" in [port]; did you mean \"gateway\"?",
+        ),
+        now(
+            format!("{PORT}[§firewall]\n"),
+            "unknown key \"firewall\" in the file; remove it",
+        ),
+        now(
+            format!("{PORT}§vlan = 5\n"),
+            "port.vlan is not supported yet; remove it",
+        ),
+        now(
+            service("scheduler_options = 1").replace("scheduler_options", "§schedular"),
+            "unknown key \"schedular\" in [service]; did you mean \"scheduler\"?",
+        ),
+        now(
+            format!("{PORT}{}", NAT.replace("\"rr\"", "§\"wlc\"")),
+            "service.scheduler = \"wlc\" is not supported yet; use \"rr\", \"wrr\" or \"mh\"",
+        ),
+        now(
+            format!("{PORT}{}", NAT.replace("\"rr\"", "§\"rrr\"")),
+            "service.scheduler = \"rrr\" is not known; use \"rr\", \"wrr\" or \"mh\"",
+        ),
+        now(
+            format!("{PORT}[workers]\nconnections = §\"many\"\n"),
+            "workers.connections is a string; write a whole number without quotes",
+        ),
+        now(
+            format!("{PORT}[workers]\nconnections = §0x10\n"),
+            "workers.connections = 0x10 is out of range; use 1000 to 1000000000",
+        ),
+        now(
+            format!("{PORT}{NAT}{BACKEND}weight = §65536\n"),
+            "service.backend.weight = 65536 is out of range; use 0 to 65535",
+        ),
+        now(
+            format!("{PORT}{NAT}{BACKEND}weight = §-1\n"),
+            "service.backend.weight = -1 is out of range; use 0 to 65535",
+        ),
+        now(
+            "§[[port]]\nname = \"wan\"\n",
+            "[port] has no device; add device = \"0000:01:00.0\"",
+        ),
+        now(
+            "§",
+            "there is no [[port]]; add one with a name and a DPDK device",
+        ),
+        now(
+            format!("{PORT}gateway = [\"192.0.2.1\", §\"192.0.2.9\"]\n"),
+            "port.gateway has 2 of them; give at most one for IPv4 and one for IPv6",
+        ),
+        whole(
+            service("timeouts = { close = §\"65536s\" }"),
+            "service.timeouts.close = 65536s is out of range; use 1s to 65535s in whole seconds",
+        ),
+    ]
+}
+
+fn value_cases() -> Vec<Case> {
+    let listen =
+        |listen: &str| format!("{PORT}{}", NAT.replace("\"tcp:198.51.100.80:80\"", listen));
+    vec![
+        now(
+            format!("{PORT}gateway = §\"192.0.2\"\n"),
+            "port.gateway = \"192.0.2\" is not an IP address; write it like \"192.0.2.1\" or \"2001:db8::1\"",
+        ),
+        now(
+            PORT.replace("\"192.0.2.2/24\"", "§\"192.0.2.2\""),
+            "port.addresses = \"192.0.2.2\" is not an address with a prefix length; write it like \"192.0.2.0/24\"",
+        ),
+        now(
+            format!("{PORT}route = [{{ to = §\"10.0.0.1/8\", via = \"192.0.2.1\" }}]\n"),
+            "port.route.to = \"10.0.0.1/8\" has bits set behind its prefix length; write 10.0.0.0/8",
+        ),
+        now(
+            format!("{PORT}neighbour = [{{ address = \"192.0.2.1\", mac = §\"2:0:0:0:0:1\" }}]\n"),
+            "port.neighbour.mac = \"2:0:0:0:0:1\" is not a MAC address; write it like \"02:00:00:00:00:01\"",
+        ),
+        now(
+            format!(
+                "{PORT}neighbour = [{{ address = \"192.0.2.1\", mac = §\"ff:ff:ff:ff:ff:ff\" }}]\n"
+            ),
+            "port.neighbour.mac = \"ff:ff:ff:ff:ff:ff\" is no address of one device; use a unicast MAC",
+        ),
+        whole(
+            service("slow_start = §\"30\""),
+            "service.slow_start = \"30\" is not a time; write a whole number and a unit (ms, s, m, h, d), like \"15m\"",
+        ),
+        now(
+            format!("{PORT}[workers]\nmemory = §\"2GB\"\n"),
+            "workers.memory = \"2GB\" is not an amount of memory; write a whole number and KiB, MiB or GiB, like \"2GiB\"",
+        ),
+        now(
+            format!("{PORT}[workers]\ncores = §\"3-1\"\n"),
+            "workers.cores = \"3-1\" is not a list of cores; write it like \"1-3,5\"",
+        ),
+        now(
+            format!("{PORT}[workers]\ncores = §\"1-3,2\"\n"),
+            "workers.cores = \"1-3,2\" names core 2 twice; name every core once",
+        ),
+        now(
+            listen("[§\"sctp:198.51.100.80:80\"]"),
+            "service.listen = \"sctp:198.51.100.80:80\" does not say what to listen on; write \"tcp:192.0.2.80:80\" or \"udp:[2001:db8::80]:53\"",
+        ),
+        now(
+            listen("[§\"tcp:198.51.100.80:0\"]"),
+            "service.listen = \"tcp:198.51.100.80:0\" names no usable port; write one (80), a range (8000-8099) or * for all",
+        ),
+        whole(
+            format!("{PORT}[management]\nmetrics = §\"9718\"\n"),
+            "management.metrics = \"9718\" is not an address and a port; write it like \"127.0.0.1:9718\"",
+        ),
+        now(
+            format!("{PORT}gateway = §\"224.0.0.1\"\n"),
+            "port.gateway = \"224.0.0.1\" is no address that one host can have; use a unicast address",
+        ),
+        now(
+            PORT.replace("\"wan\"", "§\"wan side\""),
+            "port.name = \"wan side\" is not a name; use up to 63 letters, digits, '-', '_', '.' or ':'",
+        ),
+        whole(
+            format!("{PORT}kernel_interface = §\"a-name-of-sixteen\"\n"),
+            "port.kernel_interface = \"a-name-of-sixteen\" is not an interface name; use 1 to 15 letters, digits, '-', '_' or '.'",
+        ),
+        whole(
+            service("health = { type = \"http\", status = §\"2xx\" }"),
+            "service.health.status = \"2xx\" is not an HTTP status or a range of them; write it like \"200\" or \"200-299\"",
+        ),
+        now(
+            PORT.replace("\"net_null0\"", "§\"\""),
+            "port.device = \"\" is empty; write a value or remove the key",
+        ),
+    ]
+}
+
+fn uniqueness_cases() -> Vec<Case> {
+    let second = |listen: &str| {
+        format!(
+            "{PORT}{NAT}{BACKEND}[[service]]\nname = \"two\"\nlisten = [{listen}]\nmethod = \"nat\"\nscheduler = \"rr\"\n"
+        )
+    };
+    vec![
+        now(
+            format!("{PORT}[[port]]\nname = §\"wan\"\ndevice = \"net_null1\"\n"),
+            "port \"wan\" is already on line 2; give it another name",
+        ),
+        now(
+            format!("{PORT}[[port]]\nname = \"lan\"\ndevice = §\"net_null0\"\n"),
+            "device \"net_null0\" is already the port's on line 3; a device makes one port",
+        ),
+        now(
+            second("§\"tcp:198.51.100.80:80\""),
+            "tcp:198.51.100.80:80 is already listened on, on line 7; remove one of them",
+        ),
+        whole(
+            second("\"tcp:198.51.100.81:80-90\", §\"tcp:198.51.100.81:85-99\""),
+            "tcp:198.51.100.81:85-99 shares some ports with line 15 and neither is the narrower; make the ranges disjoint or one part of the other",
+        ),
+        now(
+            second("\"tcp:198.51.100.81:80\"").replace("\"two\"", "§\"web\""),
+            "service \"web\" is already on line 6; give it another name",
+        ),
+        now(
+            format!(
+                "{PORT}{NAT}{BACKEND}[[service.backend]]\naddress = §\"192.0.2.11\"\nport = 80\n"
+            ),
+            "192.0.2.11:80 is already a backend on line 12; remove one and add their weights",
+        ),
+        now(
+            format!(
+                "{PORT}{NAT}{BACKEND}[[service.backend]]\nname = §\"a\"\naddress = \"192.0.2.12\"\n"
+            ),
+            "backend \"a\" is already on line 11; give it another name",
+        ),
+        now(
+            format!(
+                "{PORT}[[port]]\nname = \"lan\"\ndevice = \"net_null1\"\naddresses = [§\"192.0.2.2/25\"]\n"
+            ),
+            "192.0.2.2 is already used on line 4; remove one of them",
+        ),
+    ]
+}
+
+fn network_cases() -> Vec<Case> {
+    let tunnel = NAT.replace("\"nat\"", "\"tunnel\"");
+    let direct = NAT.replace("\"nat\"", "\"direct-routing\"");
+    vec![
+        now(
+            format!("{PORT}[workers]\ncores = §\"0-1\"\n"),
+            "core 0 is the management thread's, and idle = \"poll\" would starve it; set management.core to another core or workers.idle to \"yield\"",
+        ),
+        now(
+            format!("{PORT}[workers]\nconnections = 10_000_000\nmemory = §\"1GiB\"\n"),
+            "10000000 connections take 1221MiB of 1GiB, which leaves nothing for packets; set workers.memory to at least 1285MiB or lower workers.connections",
+        ),
+        now(
+            format!("{PORT}gateway = §\"198.51.100.1\"\n"),
+            "the gateway 198.51.100.1 is not in a subnet of port \"wan\"; add an address in its subnet to the port's addresses or use one that is",
+        ),
+        now(
+            format!("{PORT}[[port.route]]\nto = \"10.0.0.0/8\"\nvia = §\"198.51.100.1\"\n"),
+            "the route's next hop 198.51.100.1 is not in a subnet of port \"wan\"; add an address in its subnet to the port's addresses or use one that is",
+        ),
+        now(
+            format!("{PORT}{NAT}[[service.backend]]\naddress = §\"203.0.113.1\"\n"),
+            "no port has a subnet, route or gateway to 203.0.113.1; add one of them to a [[port]]",
+        ),
+        now(
+            format!(
+                "{PORT}gateway = \"192.0.2.1\"\n{direct}[[service.backend]]\naddress = §\"203.0.113.1\"\n"
+            ),
+            "direct routing needs the backend on the link of a port, and 203.0.113.1 is behind a router; use method = \"tunnel\" or give it an address in a port's subnet",
+        ),
+        now(
+            format!("{PORT}{tunnel}{}", BACKEND.replace("\"192.", "§\"192.")),
+            "a tunnel to 192.0.2.11 makes packets of up to 1520 bytes and port \"wan\" takes 1500; set mtu = 1520 on the port and its link",
+        ),
+        whole(
+            format!(
+                "{PORT}mtu = 590\n{tunnel}{}",
+                BACKEND.replace("\"192.", "§\"192.")
+            ),
+            "a tunnel to 192.0.2.11 makes packets of up to 596 bytes and port \"wan\" takes 590; set mtu = 596 on the port and its link",
+        ),
+        now(
+            format!(
+                "{PORT}{}{BACKEND}",
+                NAT.replace("\"tcp:198.51.100.80:80\"", "§\"tcp:192.0.2.11:80\"")
+            ),
+            "VIP 192.0.2.11 is also the address of the backend on line 12; give one of them another address",
+        ),
+        now(
+            format!(
+                "{PORT}{}{BACKEND}",
+                NAT.replace("\"tcp:198.51.100.80:80\"", "§\"tcp:192.0.2.2:80\"")
+            ),
+            "VIP 192.0.2.2 is also an address of the port or a router on line 4; use an address that nobody else answers for",
+        ),
+        now(
+            format!("{PORT}{NAT}[[service.backend]]\naddress = §\"192.0.2.2\"\n"),
+            "backend 192.0.2.2 is an address of the balancer itself, on line 4; use the address of another host",
+        ),
+        whole(
+            format!("{PORT}check_address = §\"192.0.2.2\"\n"),
+            "the check address 192.0.2.2 is already used on line 4; use one that belongs to the checks alone",
+        ),
+        whole(
+            service("").replace("\"192.0.2.11\"", "§\"2001:db8::11\""),
+            "nat cannot send 198.51.100.80 to 2001:db8::11, which is of the other IP family; use backends of the VIP's family or method = \"tunnel\"",
+        ),
+    ]
+}
+
+fn service_cases() -> Vec<Case> {
+    let direct = NAT.replace("\"nat\"", "\"dr\"");
+    let fullnat = service("").replace("\"nat\"", "§\"fullnat\"");
+    vec![
+        now(
+            format!("{PORT}{direct}{BACKEND}port = §8080\n"),
+            "direct-routing leaves ports as they are, so the backend's port 8080 is never used; remove the port or use method = \"nat\"",
+        ),
+        whole(
+            format!("{}port = §8080\n", service("").replace(":80\"", ":*\"")),
+            "the service listens on several ports and the backend names one; remove the backend's port so that each keeps its own",
+        ),
+        whole(
+            format!("{PORT}{NAT}{BACKEND}upper = 5\nlower = §6\n"),
+            "lower = 6 is above upper = 5; set lower below upper",
+        ),
+        whole(
+            format!("{PORT}{NAT}{BACKEND}lower = §6\n"),
+            "lower has no effect without upper; add upper or remove lower",
+        ),
+        whole(
+            service("untracked = §\"hash\""),
+            "untracked = \"hash\" needs a scheduler that is a hash, and rr is none; use scheduler = \"mh\" or untracked = \"reset\"",
+        ),
+        now(
+            service("table_size = §65536"),
+            "table_size = 65536 is no prime; use 65537",
+        ),
+        whole(
+            service("one_packet = §true"),
+            "one_packet is for UDP alone and the service listens on TCP; remove one_packet or the tcp: entries",
+        ),
+        whole(
+            fullnat,
+            "fullnat needs source addresses of its own for IPv4; add local_addresses",
+        ),
+        whole(
+            service("local_addresses = [§\"192.0.2.200\"]"),
+            "local_addresses is for method = \"fullnat\" alone; remove it or change the method",
+        ),
+        whole(
+            service("tunnel_source = §\"192.0.2.0/24\""),
+            "tunnel_source is for method = \"tunnel\" alone; remove it or change the method",
+        ),
+        whole(
+            service("quorum = §2"),
+            "the quorum of 2 and its hysteresis 0 cannot be met by 1 backends; keep quorum + hysteresis at 1 or less and the hysteresis below the quorum",
+        ),
+        whole(
+            service("health = §{ type = \"tcp\" }").replace(":80\"", ":*\""),
+            "the service has no single port to check; add port to health",
+        ),
+        whole(
+            service("health = §{ type = \"ping\" }").replace(".80:80\"", ".0/24:80\""),
+            "the service has no single address to check; add address to health",
+        ),
+        whole(
+            service("health = { type = \"tcp\", interval = \"1s\", timeout = §\"2s\" }"),
+            "a check that may take 2s does not end within the interval of 1s; set timeout to the interval or less",
+        ),
+    ]
+}
+
+fn rule_cases() -> Vec<Case> {
+    let two_workers = "[workers]\ncores = \"1-2\"\n";
+    vec![
+        now(
+            format!("{PORT}{two_workers}{}", NAT.replace("\"nat\"", "§\"nat\"")),
+            "NAT with more than one worker needs packet hand-off, which is not supported yet; set workers.cores to one core or use tunnel or direct-routing",
+        ),
+        now(
+            format!(
+                "{PORT}{}",
+                NAT.replace("\"tcp:198.51.100.80:80\"", "§\"tcp:[2001:db8::80]:80\"")
+            ),
+            "a service on an IPv6 address is not supported yet; listen on IPv4",
+        ),
+        now(
+            format!(
+                "{}mtu = 1540\n{}[[service.backend]]\naddress = §\"2001:db8::11\"\n",
+                PORT.replace("/24\"", "/24\", \"2001:db8::2/64\""),
+                NAT.replace("\"nat\"", "\"tunnel\"")
+            ),
+            "a backend with an IPv6 address is not supported yet; use its IPv4 address",
+        ),
+        now(
+            format!(
+                "{PORT}{}",
+                NAT.replace("\"tcp:198.51.100.80:80\"", "§\"tcp:198.51.100.80:80-90\"")
+            ),
+            "a service on several ports is not supported yet; listen on single ports",
+        ),
+        now(
+            format!(
+                "{PORT}{}",
+                NAT.replace("\"tcp:198.51.100.80:80\"", "§\"tcp:198.51.100.0/24:80\"")
+            ),
+            "a service over an address prefix is not supported yet; listen on single addresses",
+        ),
+    ]
+}
+
+/// Runs every case and returns the faults that came.
+fn run_all() -> Vec<ConfigError> {
+    let cases = [
+        syntax_cases(),
+        value_cases(),
+        uniqueness_cases(),
+        network_cases(),
+        service_cases(),
+        rule_cases(),
+    ];
+    let (mut faults, mut wrong) = (Vec::new(), Vec::new());
+    for case in cases.into_iter().flatten() {
+        match run(&case) {
+            Ok(fault) => faults.push(fault),
+            Err(difference) => wrong.push(difference),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    faults
+}
+
+fn run(case: &Case) -> Result<ConfigError, String> {
+    let before = case.text.split('§').next().unwrap_or_default();
+    let line = before.matches('\n').count() + 1;
+    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+    let text = case.text.replace('§', "");
+    let expected = format!("{line}:{column}: {}", case.fault);
+    let result = if case.whole {
+        parse_whole(&text)
+    } else {
+        parse(&text)
+    };
+    match result {
+        Err(invalid) if invalid.to_string() == expected => Ok(invalid.faults[0].error.clone()),
+        Err(invalid) => Err(format!("expected {expected}\n     got {invalid}\n")),
+        Ok(_) => Err(format!("expected {expected}\n     got no fault\n")),
+    }
+}
+
+#[test]
+fn every_fault_has_a_case_with_line_column_and_fix() {
+    let faults = run_all();
+    let kinds = |source: &str| source.matches("#[error(").count();
+
+    let seen: HashSet<_> = faults.iter().map(discriminant).collect();
+    let file_errors = 3;
+    let all = kinds(include_str!("../error.rs")) - file_errors;
+    assert_eq!(seen.len(), all, "a variant of ConfigError has no case here");
+
+    let values = faults.iter().filter_map(|fault| match fault {
+        BadValue { error, .. } => Some(discriminant(error)),
+        _ => None,
+    });
+    let seen: HashSet<_> = values.collect();
+    assert_eq!(
+        seen.len(),
+        kinds(include_str!("../values.rs")),
+        "a ValueError has no case here"
+    );
+
+    let rules = faults.iter().filter_map(|fault| match fault {
+        RuleNotSupported(rule) => Some(discriminant(rule)),
+        _ => None,
+    });
+    let refused =
+        |missing: &&Missing| matches!(missing, Missing::Rule(rule) if *rule != Rule::TunnelTooBig);
+    let seen: HashSet<_> = rules.collect();
+    assert_eq!(
+        seen.len(),
+        NOT_YET.iter().filter(refused).count(),
+        "a rule has no case here"
+    );
+}
+
+#[test]
+fn every_key_and_value_that_is_not_supported_exists() {
+    for missing in NOT_YET {
+        match *missing {
+            Missing::Key(path) => {
+                let (table, key) = path.rsplit_once('.').unwrap();
+                let text = match table {
+                    "port" => format!("{PORT}{key} = 1\n"),
+                    "service" => service(&format!("{key} = 1")),
+                    "service.backend" => format!("{PORT}{NAT}{BACKEND}{key} = 1\n"),
+                    _ => format!("{PORT}[{table}]\n{key} = 1\n"),
+                };
+                let fault = parse(&text).unwrap_err().to_string();
+                assert!(
+                    fault.ends_with(&format!("{path} is not supported yet; remove it")),
+                    "{fault}"
+                );
+                let fault = parse_whole(&text).map_or_else(|e| e.to_string(), |_| String::new());
+                assert!(
+                    !fault.contains("unknown key"),
+                    "{path} is read by nobody: {fault}"
+                );
+            }
+            Missing::Value(path, name) => {
+                let names: Vec<&str> = match path {
+                    "service.method" => Method::NAMES.iter().map(|(name, _)| *name).collect(),
+                    "service.scheduler" => Scheduler::NAMES.iter().map(|(name, _)| *name).collect(),
+                    _ => panic!("add the names of {path} here"),
+                };
+                assert!(
+                    names.contains(&name),
+                    "{path} = {name} cannot be written at all"
+                );
+            }
+            Missing::Rule(_) => {}
+        }
+    }
+}
+
+#[test]
+fn all_faults_of_a_file_are_told_in_order() {
+    let text =
+        format!("{PORT}gatewy = 1\n[workers]\nidle = \"pol\"\ncores = \"x\"\n{NAT}weight = 1\n");
+    let faults: Vec<String> = parse(&text)
+        .unwrap_err()
+        .faults
+        .iter()
+        .map(Located::to_string)
+        .collect();
+    assert_eq!(faults.len(), 4, "{faults:#?}");
+    let lines: Vec<&str> = faults
+        .iter()
+        .map(|fault| fault.split(':').next().unwrap())
+        .collect();
+    assert_eq!(lines, ["5", "7", "8", "14"]);
+}
+
+#[test]
+fn a_fault_in_a_file_names_the_file() {
+    let path = std::env::temp_dir().join(format!("evenkeel-faults-{}.toml", std::process::id()));
+    std::fs::write(&path, "[workers]\nidle = 5\n").unwrap();
+    let fault = load(&path).unwrap_err().to_string();
+    std::fs::remove_file(&path).unwrap();
+    let expected = "2:8: workers.idle is a whole number; write a string in quotes";
+    assert_eq!(fault, format!("{}:{expected}", path.display()));
+
+    let gone = load(&path).unwrap_err().to_string();
+    assert!(
+        gone.starts_with(&format!("cannot read {}: ", path.display())),
+        "{gone}"
+    );
+    assert!(
+        gone.ends_with("; check the path and its permissions"),
+        "{gone}"
+    );
+    assert!(!gone.contains('\n'));
+}
