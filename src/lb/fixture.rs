@@ -7,11 +7,13 @@ use std::sync::Arc;
 use super::checksum::{Sum, pseudo_header};
 use super::conn::{Conn, State, Timeouts};
 use super::flow::{Address, protocol};
+use super::frame::MemoryFrame;
 use super::maglev::{Maglev, Member, SMALL_SIZE};
 use super::parse::{Parsed, parse};
 use super::route::{Link, Prefix, Routes, Target};
 use super::service_map::{Listen, ServiceMap};
 use super::snapshot::*;
+use super::{Outbox, frame};
 
 /// MAC addresses of the fixtures' world: ours, the client side's router, backend N's.
 pub const OUR_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -350,6 +352,39 @@ impl Lab {
             Some(Some(service)) => Arc::make_mut(service),
             _ => panic!("no service"),
         }
+    }
+}
+
+/// Keeps what was sent: (port, frame). Empty frames are made while `buffers` lasts.
+#[derive(Debug)]
+pub struct TestOutbox {
+    pub sent: Vec<(u8, MemoryFrame)>,
+    pub buffers: usize,
+}
+
+impl Default for TestOutbox {
+    fn default() -> Self {
+        Self {
+            sent: Vec::new(),
+            buffers: usize::MAX,
+        }
+    }
+}
+
+impl Outbox for TestOutbox {
+    type Frame = MemoryFrame;
+
+    fn make(&mut self) -> Option<MemoryFrame> {
+        self.buffers = self.buffers.checked_sub(1)?;
+        Some(MemoryFrame::new(&[]))
+    }
+
+    fn send(&mut self, port: u8, frame: MemoryFrame) {
+        assert!(
+            frame::Frame::bytes(&frame).len() >= super::parse::ETHERNET,
+            "an unfinished frame was sent"
+        );
+        self.sent.push((port, frame));
     }
 }
 

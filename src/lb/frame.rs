@@ -10,6 +10,9 @@ pub trait Frame {
     fn prepend(&mut self, count: usize) -> bool;
     /// Cuts `count` bytes off the front; false, and nothing changed, where there are fewer.
     fn trim_front(&mut self, count: usize) -> bool;
+    /// Grows the frame by `count` bytes at the end; their content is unspecified. False, and
+    /// nothing changed, where the tailroom is too small.
+    fn append(&mut self, count: usize) -> bool;
     /// Cuts the frame down to `length` bytes; longer than the frame changes nothing.
     fn truncate(&mut self, length: usize);
     /// True where the NIC has already found the IPv4 header checksum right.
@@ -27,6 +30,9 @@ pub struct MemoryFrame {
 
 /// Headroom of a [`MemoryFrame`]; DPDK's default.
 pub const HEADROOM: usize = 128;
+
+/// The largest frame a [`MemoryFrame`] grows to, headroom not counted; DPDK's default.
+pub const ROOM: usize = 2048;
 
 impl MemoryFrame {
     /// A frame with these bytes. The room in front holds 0xa5, so that a byte a rewrite forgot
@@ -66,6 +72,14 @@ impl Frame for MemoryFrame {
         true
     }
 
+    fn append(&mut self, count: usize) -> bool {
+        if self.buffer.len() + count > HEADROOM + ROOM.max(self.buffer.len() - HEADROOM) {
+            return false;
+        }
+        self.buffer.resize(self.buffer.len() + count, 0xa5);
+        true
+    }
+
     fn truncate(&mut self, length: usize) {
         self.buffer.truncate(self.start + length);
     }
@@ -76,5 +90,22 @@ impl Frame for MemoryFrame {
 
     fn is_contiguous(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grows_and_shrinks_at_both_ends_within_its_room() {
+        let mut frame = MemoryFrame::new(b"abc");
+        assert!(frame.prepend(1) && frame.append(2));
+        assert_eq!(frame.bytes(), b"\xa5abc\xa5\xa5");
+        assert!(frame.trim_front(2));
+        frame.truncate(2);
+        assert_eq!(frame.bytes(), b"bc");
+        assert!(!frame.prepend(HEADROOM + 2) && !frame.append(ROOM) && !frame.trim_front(3));
+        assert_eq!(frame.bytes(), b"bc");
     }
 }

@@ -42,6 +42,18 @@ impl Now {
     }
 }
 
+/// Where packets beside the burst's own come from and go to: resets toward the other end of a
+/// flow, the further fragments of a packet that was cut.
+pub trait Outbox {
+    type Frame: frame::Frame;
+    /// An empty frame with room in front, which grows by [`frame::Frame::append`]; `None` while
+    /// there is no free buffer. One that is dropped instead of sent leaves no trace.
+    fn make(&mut self) -> Option<Self::Frame>;
+    /// Sends a finished frame out of `port`. Whoever implements this counts it as generated, and
+    /// what becomes of it, like the burst's own frames.
+    fn send(&mut self, port: u8, frame: Self::Frame);
+}
+
 /// Why a packet goes to management.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Pass {
@@ -56,6 +68,12 @@ pub enum Pass {
 pub enum Verdict {
     /// Send it out of this port.
     Transmit(u8),
+    /// The frame has become an answer to its sender, a reset or an ICMP error: send it out of
+    /// `port`. The packet that it was counts as dropped for `reason`, the answer as generated.
+    Reply {
+        port: u8,
+        reason: counters::DropReason,
+    },
     Drop(counters::DropReason),
     Pass(Pass),
 }

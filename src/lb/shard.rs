@@ -17,7 +17,7 @@ use super::parse::{ETHERNET, Packet, Parsed, parse, tcp};
 use super::schedule::SchedulerState;
 use super::snapshot::{Backend, BackendState, ForwardMethod, Snapshot};
 use super::table::{ConnTable, Slot};
-use super::{MAX_BURST, Now, Pass, Verdict};
+use super::{MAX_BURST, Now, Outbox, Pass, Verdict};
 
 /// How large a shard is.
 #[derive(Clone, Copy, Debug)]
@@ -107,14 +107,15 @@ impl Shard {
     }
 
     /// Decides about up to [`MAX_BURST`] frames that came in on port `ingress`, and rewrites
-    /// those that go on. `verdicts[i]` is frame i's.
-    pub fn process<F: Frame>(
+    /// those that go on. `verdicts[i]` is frame i's; what else is to be sent goes to `outbox`.
+    pub fn process<O: Outbox>(
         &mut self,
         snapshot: &Snapshot,
         now: Now,
         ingress: u8,
-        frames: &mut [F],
+        frames: &mut [O::Frame],
         verdicts: &mut [Verdict; MAX_BURST],
+        outbox: &mut O,
     ) {
         let count = frames.len().min(MAX_BURST);
         let mut looks = [const {
@@ -136,8 +137,8 @@ impl Shard {
         }
         for ((look, frame), verdict) in looks.iter().zip(frames).zip(verdicts) {
             *verdict = match &look.parsed {
-                Parsed::V4(packet) => self.packet(snapshot, now, frame, packet, look),
-                Parsed::V6(packet) => self.packet(snapshot, now, frame, packet, look),
+                Parsed::V4(packet) => self.packet(snapshot, now, frame, packet, look, outbox),
+                Parsed::V6(packet) => self.packet(snapshot, now, frame, packet, look, outbox),
                 Parsed::Bad(reason) => Verdict::Drop(*reason),
                 Parsed::FragmentV4 { .. } | Parsed::FragmentV6 { .. } => {
                     Verdict::Drop(DropReason::Fragment)
@@ -201,13 +202,14 @@ impl Shard {
 
     /// Third pass: a TCP or UDP packet meets its connection.
     #[inline(always)]
-    fn packet<A: Tracked, F: Frame>(
+    fn packet<A: Tracked, O: Outbox>(
         &mut self,
         snapshot: &Snapshot,
         now: Now,
-        frame: &mut F,
+        frame: &mut O::Frame,
         packet: &Packet<A>,
         look: &Look,
+        _outbox: &mut O,
     ) -> Verdict {
         let end = usize::from(packet.l3) + usize::from(packet.length);
         frame.truncate(end);
@@ -559,5 +561,54 @@ fn for_a_group(bytes: &[u8], snapshot: &Snapshot) -> Parsed {
         }
         Parsed::Bad(reason) if bytes.len() < ETHERNET => Parsed::Bad(reason),
         _ => Parsed::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lb::fixture::{Lab, TestOutbox, VIP, backend_mac, tcp4};
+    use crate::lb::frame::MemoryFrame;
+    use crate::lb::snapshot::Scheduler;
+
+    #[test]
+    fn a_burst_gets_a_verdict_for_every_frame_in_order() {
+        let lab = Lab::new(Scheduler::RoundRobin, &[1, 1]);
+        let counters = Arc::new(WorkerCounters::new(2));
+        let size = ShardSize {
+            connections_v4: 100,
+            connections_v6: 100,
+            services: 1,
+        };
+        let mut shard = Shard::new(size, Seed([1, 3, 5]), 0, 1, counters.clone()).expect("memory");
+        let syn = |port: u16| tcp4(&format!("10.0.0.1:{port}"), VIP).flags(tcp::SYN);
+        let mut frames = [
+            MemoryFrame::new(&syn(1).frame()),
+            MemoryFrame::new(&syn(2).ttl(1).frame()),
+            MemoryFrame::new(&syn(3).frame()),
+            MemoryFrame::new(&[0; 60]),
+        ];
+        let mut verdicts = [Verdict::Pass(Pass::Resolve); MAX_BURST];
+        let mut outbox = TestOutbox::default();
+        let now = Now::from_nanos(1_000_000_000);
+        shard.process(
+            &lab.snapshot,
+            now,
+            0,
+            &mut frames,
+            &mut verdicts,
+            &mut outbox,
+        );
+        assert_eq!(verdicts[0], Verdict::Transmit(0));
+        assert_eq!(frames[0].bytes()[..6], backend_mac(0));
+        assert_eq!(verdicts[1], Verdict::Drop(DropReason::TtlExpired));
+        assert_eq!(verdicts[2], Verdict::Transmit(0));
+        assert_eq!(verdicts[3], Verdict::Drop(DropReason::ForeignMac));
+        assert_eq!(
+            verdicts[4],
+            Verdict::Pass(Pass::Resolve),
+            "beyond the burst"
+        );
+        assert!(outbox.sent.is_empty());
     }
 }
