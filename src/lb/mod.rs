@@ -13,6 +13,7 @@ pub mod flow;
 pub mod forward;
 pub mod frame;
 pub mod maglev;
+pub mod owner;
 pub mod parse;
 pub mod route;
 pub mod schedule;
