@@ -81,9 +81,7 @@ impl Ownership {
     #[inline(always)]
     pub fn one_way<A: Address>(self, key: &FlowKey<A>) -> u8 {
         let ports = key.source_port ^ key.destination_port;
-        self.worker(toeplitz(
-            words(key.source) ^ words(key.destination) ^ ports,
-        ))
+        self.worker(toeplitz(words(key.source) ^ words(key.destination) ^ ports))
     }
 
     /// The owner of a flow both of whose directions carry this endpoint: the client's, or

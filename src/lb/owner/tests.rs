@@ -68,10 +68,7 @@ fn the_reference_gives_the_published_values() {
         let hash = reference(&key, &input(&key4(source, destination)));
         assert_eq!(hash, want, "{source}");
     }
-    let v6 = key6(
-        "[3ffe:2501:200:1fff::7]:2794",
-        "[3ffe:2501:200:3::1]:1766",
-    );
+    let v6 = key6("[3ffe:2501:200:1fff::7]:2794", "[3ffe:2501:200:3::1]:1766");
     assert_eq!(reference(&key, &input(&v6)), 0x4020_7d3d);
 }
 
@@ -129,7 +126,10 @@ fn flows_of_one_client_spread_evenly() {
         }
         let fair = 64512 / u32::from(workers);
         // A table of 128 entries cannot be dealt evenly to 3 or 7.
-        assert!(owned.iter().all(|&n| n.abs_diff(fair) < fair / 12), "{owned:?}");
+        assert!(
+            owned.iter().all(|&n| n.abs_diff(fair) < fair / 12),
+            "{owned:?}"
+        );
     }
 }
 
@@ -225,9 +225,15 @@ fn an_icmp_error_belongs_to_the_owner_of_the_flow_it_quotes() {
     }
     assert_eq!(owners.len(), 4);
     // Not an error, and cut short.
-    let mut ping = error(Ipv4Addr::new(192, 0, 2, 80), &tcp4("1.1.1.1:1", "2.2.2.2:2").frame());
+    let mut ping = error(
+        Ipv4Addr::new(192, 0, 2, 80),
+        &tcp4("1.1.1.1:1", "2.2.2.2:2").frame(),
+    );
     ping[34] = 8;
-    assert_eq!(sides.owner_of_error(ownership, &parse(&ping, true), &ping), None);
+    assert_eq!(
+        sides.owner_of_error(ownership, &parse(&ping, true), &ping),
+        None
+    );
 }
 
 proptest! {
