@@ -9,6 +9,7 @@ use super::conn::{Conn, State, Timeouts};
 use super::flow::{Address, protocol};
 use super::frame::MemoryFrame;
 use super::maglev::{Maglev, Member, SMALL_SIZE};
+use super::owner::{Ownership, Sides};
 use super::parse::{Parsed, parse};
 use super::route::{Link, Prefix, Routes, Target};
 use super::service_map::{Listen, ServiceMap};
@@ -336,6 +337,15 @@ impl Lab {
             routes: Arc::new(routes()),
             own: Arc::new(vips.into_iter().collect()),
             two_way: method.is_two_way(),
+            ownership: Ownership::default(),
+            sides: Arc::new(Sides::new(
+                vips.map(|vip| {
+                    let length = if vip.is_ipv4() { 32 } else { 128 };
+                    (Prefix::new(vip, length), method.is_two_way())
+                }),
+                [],
+                [],
+            )),
         };
         Self { snapshot }
     }

@@ -5,6 +5,8 @@
 
 pub mod admit;
 pub mod checksum;
+#[cfg(test)]
+pub mod cluster;
 pub mod conn;
 pub mod counters;
 #[doc(hidden)]
@@ -55,6 +57,15 @@ pub trait Outbox {
     fn send(&mut self, port: u8, frame: Self::Frame);
 }
 
+/// How a burst of packets reached a worker.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Arrival {
+    /// Received on the port of this index.
+    Port(u8),
+    /// Handed over by other workers, unchanged. A whole packet is not handed on again.
+    HandOff,
+}
+
 /// Why a packet goes to management.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Pass {
@@ -77,4 +88,7 @@ pub enum Verdict {
     },
     Drop(counters::DropReason),
     Pass(Pass),
+    /// Another worker owns the packet's flow: put it, unchanged, on the ring to the worker of this
+    /// index.
+    HandOff(u8),
 }

@@ -121,6 +121,20 @@ pub enum Side {
     LocalReply(u16),
 }
 
+impl Side {
+    /// The owner of the flow of a TCP or UDP packet of this side.
+    #[inline(always)]
+    pub fn owner<A: Address>(self, ownership: Ownership, key: &FlowKey<A>) -> u8 {
+        match self {
+            Side::OneWay => ownership.one_way(key),
+            Side::TwoWay => ownership.two_way(key.source, key.source_port),
+            Side::Reply | Side::LocalReply(_) => {
+                ownership.two_way(key.destination, key.destination_port)
+            }
+        }
+    }
+}
+
 /// Who is who among the addresses: what [`Side`] is read from. An address with any two-way service
 /// is two-way for all its packets, whatever their port, since fragments and NICs see no ports.
 #[derive(Clone, Debug, Default)]
@@ -188,15 +202,8 @@ impl Sides {
     }
 
     /// The owner of a TCP or UDP packet's flow.
-    #[inline(always)]
     pub fn owner<A: Address>(&self, ownership: Ownership, key: &FlowKey<A>) -> u8 {
-        match self.side(key.source, key.destination) {
-            Side::OneWay => ownership.one_way(key),
-            Side::TwoWay => ownership.two_way(key.source, key.source_port),
-            Side::Reply | Side::LocalReply(_) => {
-                ownership.two_way(key.destination, key.destination_port)
-            }
-        }
+        self.side(key.source, key.destination).owner(ownership, key)
     }
 
     /// The owner of the flow that an ICMP error speaks of; `None` where the quotation does not

@@ -13,11 +13,12 @@ use super::counters::{DropReason, WorkerCounters};
 use super::flow::{Address, FlowKey, Seed, endpoint_hash, protocol};
 use super::forward::{direct, nat, tunnel};
 use super::frame::Frame;
+use super::owner::Side;
 use super::parse::{ETHERNET, Packet, Parsed, parse, tcp};
 use super::schedule::SchedulerState;
 use super::snapshot::{Backend, BackendState, ForwardMethod, Snapshot};
 use super::table::{ConnTable, Slot};
-use super::{MAX_BURST, Now, Outbox, Pass, Verdict};
+use super::{Arrival, MAX_BURST, Now, Outbox, Pass, Verdict};
 
 /// How large a shard is.
 #[derive(Clone, Copy, Debug)]
@@ -68,14 +69,18 @@ pub struct Shard {
     pub tables: Tables,
     pub(super) seed: Seed,
     pub(super) scheduling: SchedulerState,
+    /// This worker's index.
+    pub(super) worker: u8,
     pub counters: Arc<WorkerCounters>,
 }
 
-/// Which end of a flow a packet's table hash was taken from.
+/// What a packet is to meet in this shard, and so which end its table hash was taken from.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Side {
+enum Meets {
     Request,
     Reply,
+    /// Nothing: another worker owns its flow.
+    Elsewhere(u8),
 }
 
 /// What the first pass found out about a packet.
@@ -83,7 +88,7 @@ enum Side {
 struct Look {
     parsed: Parsed,
     hash: u64,
-    side: Side,
+    meets: Meets,
 }
 
 impl Shard {
@@ -102,17 +107,18 @@ impl Shard {
             },
             seed,
             scheduling: SchedulerState::new(size.services, worker, workers),
+            worker: worker as u8,
             counters,
         })
     }
 
-    /// Decides about up to [`MAX_BURST`] frames that came in on port `ingress`, and rewrites
-    /// those that go on. `verdicts[i]` is frame i's; what else is to be sent goes to `outbox`.
+    /// Decides about up to [`MAX_BURST`] frames that arrived together, and rewrites those that go
+    /// on. `verdicts[i]` is frame i's; what else is to be sent goes to `outbox`.
     pub fn process<O: Outbox>(
         &mut self,
         snapshot: &Snapshot,
         now: Now,
-        ingress: u8,
+        arrival: Arrival,
         frames: &mut [O::Frame],
         verdicts: &mut [Verdict; MAX_BURST],
         outbox: &mut O,
@@ -122,11 +128,11 @@ impl Shard {
             Look {
                 parsed: Parsed::Other,
                 hash: 0,
-                side: Side::Request,
+                meets: Meets::Request,
             }
         }; MAX_BURST];
         for (look, frame) in looks.iter_mut().zip(&*frames) {
-            *look = self.look(snapshot, ingress, frame);
+            *look = self.look(snapshot, arrival, frame);
         }
         for look in &looks[..count] {
             match look.parsed {
@@ -143,23 +149,27 @@ impl Shard {
                 Parsed::FragmentV4 { .. } | Parsed::FragmentV6 { .. } => {
                     Verdict::Drop(DropReason::Fragment)
                 }
-                Parsed::IcmpV4 { .. } | Parsed::IcmpV6 { .. } | Parsed::Other => {
-                    Verdict::Pass(Pass::Local)
+                Parsed::IcmpV4 { .. } | Parsed::IcmpV6 { .. } => {
+                    match self.error_elsewhere(snapshot, arrival, &look.parsed, frame.bytes()) {
+                        Some(owner) => Verdict::HandOff(owner),
+                        None => Verdict::Pass(Pass::Local),
+                    }
                 }
+                Parsed::Other => Verdict::Pass(Pass::Local),
             };
         }
     }
 
     /// First pass: headers, hash, and a request for the bucket.
     #[inline(always)]
-    fn look<F: Frame>(&self, snapshot: &Snapshot, ingress: u8, frame: &F) -> Look {
+    fn look<F: Frame>(&self, snapshot: &Snapshot, arrival: Arrival, frame: &F) -> Look {
         let bytes = frame.bytes();
         let mut look = Look {
             parsed: Parsed::Other,
             hash: 0,
-            side: Side::Request,
+            meets: Meets::Request,
         };
-        look.parsed = match station(snapshot, ingress, bytes) {
+        look.parsed = match station(snapshot, arrival, bytes) {
             Station::Us => parse(bytes, frame.ip_checksum_verified()),
             Station::Group => for_a_group(bytes, snapshot),
             Station::Foreign => Parsed::Bad(DropReason::ForeignMac),
@@ -169,11 +179,11 @@ impl Shard {
         }
         match &look.parsed {
             Parsed::V4(packet) => {
-                (look.hash, look.side) = self.hash(snapshot, &packet.key);
+                (look.hash, look.meets) = self.meets(snapshot, arrival, &packet.key);
                 self.tables.v4.prefetch_bucket(look.hash);
             }
             Parsed::V6(packet) => {
-                (look.hash, look.side) = self.hash(snapshot, &packet.key);
+                (look.hash, look.meets) = self.meets(snapshot, arrival, &packet.key);
                 self.tables.v6.prefetch_bucket(look.hash);
             }
             _ => {}
@@ -181,23 +191,50 @@ impl Shard {
         look
     }
 
-    /// The client's end of the flow: the source, unless the packet looks like a backend's reply.
+    /// What a packet is to meet, and the hash of the client's end of its flow: the source, but for
+    /// replies.
     #[inline(always)]
-    fn hash<A: Address>(&self, snapshot: &Snapshot, key: &FlowKey<A>) -> (u64, Side) {
-        if snapshot.two_way && !snapshot.own.contains(&key.destination.into()) {
-            let hash = endpoint_hash(
-                &self.seed,
-                key.protocol,
-                key.destination,
-                key.destination_port,
-            );
-            (hash, Side::Reply)
-        } else {
-            (
-                endpoint_hash(&self.seed, key.protocol, key.source, key.source_port),
-                Side::Request,
-            )
+    fn meets<A: Address>(
+        &self,
+        snapshot: &Snapshot,
+        arrival: Arrival,
+        key: &FlowKey<A>,
+    ) -> (u64, Meets) {
+        let side = match snapshot.two_way {
+            true => snapshot.sides.side(key.source, key.destination),
+            false => Side::OneWay,
+        };
+        if snapshot.ownership.compute && arrival != Arrival::HandOff {
+            let owner = side.owner(snapshot.ownership, key);
+            if owner != self.worker {
+                return (0, Meets::Elsewhere(owner));
+            }
         }
+        let hash = |address, port| endpoint_hash(&self.seed, key.protocol, address, port);
+        match side {
+            Side::OneWay | Side::TwoWay => (hash(key.source, key.source_port), Meets::Request),
+            Side::Reply | Side::LocalReply(_) => {
+                (hash(key.destination, key.destination_port), Meets::Reply)
+            }
+        }
+    }
+
+    /// The worker to hand an ICMP error to, where it speaks of a flow of another one.
+    #[cold]
+    fn error_elsewhere(
+        &self,
+        snapshot: &Snapshot,
+        arrival: Arrival,
+        parsed: &Parsed,
+        frame: &[u8],
+    ) -> Option<u8> {
+        if snapshot.ownership.workers < 2 || arrival == Arrival::HandOff {
+            return None;
+        }
+        let owner = snapshot
+            .sides
+            .owner_of_error(snapshot.ownership, parsed, frame);
+        owner.filter(|&owner| owner != self.worker)
     }
 
     /// Third pass: a TCP or UDP packet meets its connection.
@@ -211,10 +248,13 @@ impl Shard {
         look: &Look,
         _outbox: &mut O,
     ) -> Verdict {
+        if let Meets::Elsewhere(owner) = look.meets {
+            return Verdict::HandOff(owner);
+        }
         let end = usize::from(packet.l3) + usize::from(packet.length);
         frame.truncate(end);
         let table = A::table(&self.tables);
-        if look.side == Side::Request {
+        if look.meets == Meets::Request {
             if let Some(slot) = table.find(look.hash, |conn| is_request(conn, &packet.key)) {
                 return self.client_packet(snapshot, now, frame, packet, slot, look.hash);
             }
@@ -520,7 +560,11 @@ enum Station {
 }
 
 #[inline(always)]
-fn station(snapshot: &Snapshot, ingress: u8, frame: &[u8]) -> Station {
+fn station(snapshot: &Snapshot, arrival: Arrival, frame: &[u8]) -> Station {
+    // What another worker handed over was judged there.
+    let Arrival::Port(ingress) = arrival else {
+        return Station::Us;
+    };
     let (Some(to), Some(port)) = (
         frame.first_chunk::<6>(),
         snapshot.ports.get(usize::from(ingress)),
@@ -594,7 +638,7 @@ mod tests {
         shard.process(
             &lab.snapshot,
             now,
-            0,
+            Arrival::Port(0),
             &mut frames,
             &mut verdicts,
             &mut outbox,

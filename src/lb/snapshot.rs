@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::conn::Timeouts;
 use super::maglev::Maglev;
+use super::owner::{Ownership, Sides};
 use super::route::{Link, Routes};
 use super::service_map::ServiceMap;
 
@@ -245,6 +246,10 @@ pub struct Snapshot {
     pub own: Arc<FastSet<IpAddr>>,
     /// Some service's replies pass here.
     pub two_way: bool,
+    /// Which worker owns which flow.
+    pub ownership: Ownership,
+    /// Needed where `two_way` holds or there are several workers.
+    pub sides: Arc<Sides>,
 }
 
 impl Snapshot {

@@ -196,6 +196,9 @@ fn error(to: Ipv4Addr, frame: &[u8]) -> Vec<u8> {
         .payload(&frame[14..14 + 28])
         .frame();
     error[14 + 9] = protocol::ICMP;
+    error[24..26].fill(0);
+    let checksum = crate::lb::checksum::Sum::default().bytes(&error[14..34]);
+    error[24..26].copy_from_slice(&checksum.finish().to_be_bytes());
     error[14 + 20] = 3;
     error
 }
@@ -253,5 +256,108 @@ proptest! {
         }
         let owner = sides().owner_of_error(ownership(4), &parsed, &padded);
         prop_assert!(owner.is_none_or(|owner| owner < 4));
+    }
+}
+
+mod between_workers {
+    use super::*;
+    use crate::lb::cluster::Cluster;
+    use crate::lb::fixture::{Lab, VIP, VIP6};
+    use crate::lb::frame::{Frame, MemoryFrame};
+    use crate::lb::parse::tcp;
+    use crate::lb::snapshot::{ForwardMethod, Scheduler};
+    use crate::lb::{Arrival, Pass, Verdict};
+
+    fn lab(method: ForwardMethod) -> Lab {
+        let mut lab = Lab::with_method(method, Scheduler::RoundRobin, &[1, 1]);
+        lab.snapshot.ownership = ownership(4);
+        lab
+    }
+
+    /// Every packet of 200 flows comes in at another worker; each flow stays whole at one.
+    #[test]
+    fn flows_stay_whole_wherever_their_packets_come_in() {
+        for method in [ForwardMethod::Nat, ForwardMethod::DirectRouting] {
+            let (lab, mut cluster) = (lab(method), Cluster::new(4, 1000));
+            let mut at = 0;
+            for port in 2000..2200 {
+                let client = format!("10.9.9.9:{port}");
+                let mut owners = std::collections::HashSet::new();
+                for flags in [tcp::SYN, tcp::ACK, tcp::ACK] {
+                    at = (at + 1) % 4;
+                    let frame = tcp4(&client, VIP).flags(flags).frame();
+                    let out = cluster.feed(&lab.snapshot, at, &frame);
+                    owners.insert(out.worker);
+                    let there = out.transmitted();
+                    if method != ForwardMethod::Nat {
+                        continue;
+                    }
+                    let Parsed::V4(packet) = parse(&there, false) else {
+                        panic!("not IPv4")
+                    };
+                    let end = format!("{}:8080", packet.key.destination);
+                    let reply = tcp4(&end, &client).flags(tcp::SYN | tcp::ACK).frame();
+                    let out = cluster.feed(&lab.snapshot, at, &reply);
+                    owners.insert(out.worker);
+                    let back = key4(VIP, &client);
+                    assert!(
+                        matches!(parse(&out.transmitted(), false), Parsed::V4(p) if p.key == back)
+                    );
+                }
+                assert_eq!(owners.len(), 1, "{client}");
+            }
+            assert_eq!(cluster.total(|c| c.new_connections.get()), 200);
+            assert!(cluster.shards.iter().all(|s| s.tables.v4.len() > 25));
+        }
+    }
+
+    #[test]
+    fn a_packet_is_handed_on_unchanged_and_once() {
+        let (lab, mut cluster) = (lab(ForwardMethod::DirectRouting), Cluster::new(4, 1000));
+        for bytes in [
+            tcp4("10.9.9.9:77", VIP).flags(tcp::SYN).frame(),
+            tcp6("[2001:db8::9]:77", VIP6).flags(tcp::SYN).frame(),
+        ] {
+            let mut handed = 0;
+            for worker in 0..4 {
+                let mut frame = MemoryFrame::new(&bytes);
+                let verdict = cluster.step(&lab.snapshot, worker, Arrival::Port(0), &mut frame);
+                if let Verdict::HandOff(owner) = verdict {
+                    handed += 1;
+                    assert_ne!(usize::from(owner), worker);
+                    assert_eq!(frame.bytes(), bytes);
+                }
+                let mut frame = MemoryFrame::new(&bytes);
+                let verdict = cluster.step(&lab.snapshot, worker, Arrival::HandOff, &mut frame);
+                assert_eq!(verdict, Verdict::Transmit(0));
+            }
+            assert_eq!(handed, 3);
+        }
+    }
+
+    #[test]
+    fn where_rss_is_trusted_only_icmp_errors_are_handed_over() {
+        let mut lab = lab(ForwardMethod::Nat);
+        lab.snapshot.ownership.compute = false;
+        let mut cluster = Cluster::new(4, 1000);
+        let client = "10.9.9.9:77";
+        let syn = tcp4(client, VIP).flags(tcp::SYN).frame();
+        let quoting = error(
+            VIP.parse::<std::net::SocketAddrV4>()
+                .map(|a| *a.ip())
+                .expect("address"),
+            &tcp4(VIP, client).frame(),
+        );
+        let mut owners = Vec::new();
+        for worker in 0..4 {
+            let out = cluster.feed(&lab.snapshot, worker, &syn);
+            assert_eq!((out.worker, out.verdict), (worker, Verdict::Transmit(0)));
+            owners.push(cluster.feed(&lab.snapshot, worker, &quoting).worker);
+        }
+        let owner = ownership(4).two_way(Ipv4Addr::new(10, 9, 9, 9), 77);
+        assert_eq!(owners, [usize::from(owner); 4]);
+        let arp = [&syn[..12], &[0x08, 0x06], &[0; 28]].concat();
+        let out = cluster.feed(&lab.snapshot, 1, &arp);
+        assert_eq!((out.worker, out.verdict), (1, Verdict::Pass(Pass::Local)));
     }
 }

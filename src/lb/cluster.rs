@@ -1,0 +1,120 @@
+//! Several workers' shards in one test, with the rings between them: packets go in at any worker,
+//! and come out where the owner sends them. Tests only.
+
+use std::sync::Arc;
+
+use super::counters::WorkerCounters;
+use super::fixture::TestOutbox;
+use super::flow::Seed;
+use super::frame::MemoryFrame;
+use super::shard::{Shard, ShardSize};
+use super::snapshot::Snapshot;
+use super::{Arrival, MAX_BURST, Now, Pass, Verdict};
+
+pub struct Cluster {
+    pub shards: Vec<Shard>,
+    pub outbox: TestOutbox,
+    pub now: Now,
+}
+
+/// A packet's end: the worker that decided, its verdict, and the frame as that left it.
+#[derive(Debug)]
+pub struct Outcome {
+    pub worker: usize,
+    pub verdict: Verdict,
+    pub frame: Vec<u8>,
+}
+
+impl Outcome {
+    /// The frame, which must have been sent out of port 0.
+    #[track_caller]
+    pub fn transmitted(self) -> Vec<u8> {
+        assert_eq!(self.verdict, Verdict::Transmit(0));
+        self.frame
+    }
+}
+
+impl Cluster {
+    pub fn new(workers: usize, connections: usize) -> Self {
+        let size = ShardSize {
+            connections_v4: connections,
+            connections_v6: connections,
+            services: 4,
+        };
+        Self::of_size(workers, size)
+    }
+
+    pub fn of_size(workers: usize, size: ShardSize) -> Self {
+        let shard = |n| {
+            let counters = Arc::new(WorkerCounters::new(16));
+            let seed = Seed([
+                0x9e37_79b9_7f4a_7c15,
+                0xd1b5_4a32_d192_ed03,
+                0x8cb9_2ba7_2f3d_8dd7,
+            ]);
+            Shard::new(size, seed, n as u32, workers as u32, counters).expect("memory")
+        };
+        Self {
+            shards: (0..workers).map(shard).collect(),
+            outbox: TestOutbox::default(),
+            now: Now::from_nanos(1_000_000_000_000),
+        }
+    }
+
+    pub fn counters(&self, worker: usize) -> &WorkerCounters {
+        &self.shards[worker].counters
+    }
+
+    /// The sum of one counter over the workers.
+    pub fn total(&self, counter: impl Fn(&WorkerCounters) -> u64) -> u64 {
+        self.shards.iter().map(|s| counter(&s.counters)).sum()
+    }
+
+    pub fn pass_seconds(&mut self, seconds: u64) {
+        self.now = Now::from_nanos(self.now.nanos + seconds * 1_000_000_000);
+    }
+
+    /// One packet arrives from port 0 at `worker`, and follows the rings to its end.
+    #[track_caller]
+    pub fn feed(&mut self, snapshot: &Snapshot, worker: usize, frame: &[u8]) -> Outcome {
+        let mut frame = MemoryFrame::new(frame);
+        let (mut at, mut arrival) = (worker, Arrival::Port(0));
+        for _ in 0..4 {
+            match self.step(snapshot, at, arrival, &mut frame) {
+                Verdict::HandOff(next) => {
+                    assert_ne!(usize::from(next), at, "handed to itself");
+                    (at, arrival) = (usize::from(next), Arrival::HandOff);
+                }
+                verdict => {
+                    let bytes = super::frame::Frame::bytes(&frame).to_vec();
+                    return Outcome {
+                        worker: at,
+                        verdict,
+                        frame: bytes,
+                    };
+                }
+            }
+        }
+        panic!("handed around without end");
+    }
+
+    /// What one worker says about one packet.
+    pub fn step(
+        &mut self,
+        snapshot: &Snapshot,
+        worker: usize,
+        arrival: Arrival,
+        frame: &mut MemoryFrame,
+    ) -> Verdict {
+        let mut verdicts = [Verdict::Pass(Pass::Local); MAX_BURST];
+        self.shards[worker].process(
+            snapshot,
+            self.now,
+            arrival,
+            std::slice::from_mut(frame),
+            &mut verdicts,
+            &mut self.outbox,
+        );
+        verdicts[0]
+    }
+}
