@@ -4,8 +4,10 @@
 //! |---|---|
 //! | [`lb`] | the balancer itself, pure: flow keys, connection table, schedulers, forwarding |
 //! | [`mgmt`] | the management thread: configuration, neighbours, health, API, metrics |
+//! | [`port`] | DPDK and its unsafe code: EAL, pools, packets, queues, rings, ports |
 //! | [`arch`] | the few SIMD loads and prefetches, behind safe functions |
 
 pub mod arch;
 pub mod lb;
 pub mod mgmt;
+pub mod port;

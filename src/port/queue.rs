@@ -1,0 +1,247 @@
+//! The receive and transmit queues of a started port, one owner each.
+//!
+//! A queue belongs to one worker: it can be moved to its thread, not cloned
+//! nor shared. It keeps its device open until it is dropped.
+//!
+//! ```compile_fail
+//! fn cloned<T: Clone>() {}
+//! cloned::<evenkeel::port::RxQueue>();
+//! ```
+//! ```compile_fail
+//! fn cloned<T: Clone>() {}
+//! cloned::<evenkeel::port::TxQueue>();
+//! ```
+//! ```compile_fail
+//! fn shared<T: Sync>() {}
+//! shared::<evenkeel::port::RxQueue>();
+//! ```
+//! ```compile_fail
+//! fn shared<T: Sync>() {}
+//! shared::<evenkeel::port::TxQueue>();
+//! ```
+//! ```
+//! fn moved<T: Send>() {}
+//! moved::<evenkeel::port::RxQueue>();
+//! moved::<evenkeel::port::TxQueue>();
+//! ```
+
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use super::batch::Batch;
+use super::device::Device;
+use super::mbuf::Mbuf;
+use super::sys;
+
+/// Times that a full transmit ring is asked again before packets are dropped.
+const TRIES: usize = 4;
+
+/// A port's receive queue.
+pub struct RxQueue {
+    device: Arc<Device>,
+    queue: u16,
+    burst: u16,
+    _not_sync: PhantomData<Cell<()>>,
+}
+
+impl RxQueue {
+    pub(super) fn new(device: Arc<Device>, queue: u16) -> Self {
+        Self {
+            device,
+            queue,
+            burst: 32,
+            _not_sync: PhantomData,
+        }
+    }
+
+    /// Sets how many packets [`RxQueue::receive`] takes at most, 1 to 64; 32 at first.
+    pub fn set_burst(&mut self, burst: u16) {
+        self.burst = burst.clamp(1, Batch::CAPACITY as u16);
+    }
+
+    /// Adds what has arrived to the batch, up to the burst size and its room;
+    /// returns how many. Never waits.
+    #[inline(always)]
+    pub fn receive(&mut self, batch: &mut Batch) -> usize {
+        let len = batch.len();
+        let most = batch.room().min(self.burst as usize) as u16;
+        // SAFETY: the port is started while its queues exist, and this queue has
+        // one owner; `most` free slots follow the first `len`, of which the
+        // driver writes as many as it returns, each an mbuf that is now ours.
+        unsafe {
+            let slots = batch.raw().add(len);
+            let got = sys::rte_eth_rx_burst(self.device.id(), self.queue, slots, most) as usize;
+            batch.set_len(len + got);
+            got
+        }
+    }
+
+    /// DPDK's id of the port.
+    #[inline(always)]
+    pub fn port(&self) -> u16 {
+        self.device.id()
+    }
+
+    pub fn index(&self) -> u16 {
+        self.queue
+    }
+
+    pub(super) fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+}
+
+/// A port's transmit queue.
+pub struct TxQueue {
+    device: Arc<Device>,
+    queue: u16,
+    _not_sync: PhantomData<Cell<()>>,
+}
+
+impl TxQueue {
+    pub(super) fn new(device: Arc<Device>, queue: u16) -> Self {
+        Self {
+            device,
+            queue,
+            _not_sync: PhantomData,
+        }
+    }
+
+    /// Gives the driver as many as it takes, first to last; the rest stay in
+    /// the batch. Returns how many it took.
+    #[inline(always)]
+    pub fn send(&mut self, batch: &mut Batch) -> usize {
+        if batch.is_empty() {
+            return 0;
+        }
+        // SAFETY: the port is started while its queues exist, and this queue has
+        // one owner; the driver owns the first `sent`, which are forgotten at once.
+        unsafe {
+            let (port, len) = (self.device.id(), batch.len() as u16);
+            let sent = sys::rte_eth_tx_burst(port, self.queue, batch.raw(), len) as usize;
+            batch.forget_front(sent);
+            sent
+        }
+    }
+
+    /// DPDK's id of the port.
+    #[inline(always)]
+    pub fn port(&self) -> u16 {
+        self.device.id()
+    }
+
+    pub fn index(&self) -> u16 {
+        self.queue
+    }
+
+    pub(super) fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+}
+
+impl std::fmt::Debug for RxQueue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RxQueue({:?}, {})", self.device.name(), self.queue)
+    }
+}
+
+impl std::fmt::Debug for TxQueue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "TxQueue({:?}, {})", self.device.name(), self.queue)
+    }
+}
+
+/// What a [`TxBuffer`] has done since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TxStats {
+    /// Packets that the driver took, and their bytes.
+    pub packets: u64,
+    pub bytes: u64,
+    /// Packets that did not fit and were freed, and their bytes.
+    pub dropped: u64,
+    pub dropped_bytes: u64,
+}
+
+/// A transmit queue with a batch in front. Sends when the batch is as long as
+/// the burst size, and whatever there is on [`TxBuffer::flush`]. Dropping it
+/// frees what was not flushed, uncounted.
+pub struct TxBuffer {
+    queue: TxQueue,
+    waiting: Batch,
+    burst: usize,
+    stats: TxStats,
+}
+
+impl TxBuffer {
+    /// `burst` is 1 to 64.
+    pub fn new(queue: TxQueue, burst: usize) -> Self {
+        let burst = burst.clamp(1, Batch::CAPACITY);
+        Self {
+            queue,
+            waiting: Batch::new(),
+            burst,
+            stats: TxStats::default(),
+        }
+    }
+
+    /// Takes the packet; sends if that makes a burst.
+    #[inline(always)]
+    pub fn push(&mut self, mbuf: Mbuf) {
+        let pushed = self.waiting.push(mbuf);
+        debug_assert!(pushed.is_ok(), "flush leaves the batch empty");
+        if self.waiting.len() >= self.burst {
+            self.flush();
+        }
+    }
+
+    /// Sends what waits. A full ring is asked a few times and no more; what it
+    /// does not take is freed and counted. Returns how many were sent.
+    pub fn flush(&mut self) -> usize {
+        if self.waiting.is_empty() {
+            return 0;
+        }
+        let bytes = total(&self.waiting);
+        let mut sent = 0;
+        for _ in 0..TRIES {
+            sent += self.queue.send(&mut self.waiting);
+            if self.waiting.is_empty() {
+                break;
+            }
+        }
+        let dropped_bytes = total(&self.waiting);
+        self.stats.packets += sent as u64;
+        self.stats.bytes += bytes - dropped_bytes;
+        self.stats.dropped += self.waiting.len() as u64;
+        self.stats.dropped_bytes += dropped_bytes;
+        self.waiting.clear();
+        sent
+    }
+
+    /// Packets that wait for the next flush.
+    #[inline(always)]
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    #[inline(always)]
+    pub fn stats(&self) -> TxStats {
+        self.stats
+    }
+
+    /// DPDK's id of the port.
+    #[inline(always)]
+    pub fn port(&self) -> u16 {
+        self.queue.port()
+    }
+
+    /// Flushes, and gives the queue back, to stop the port.
+    pub fn into_queue(mut self) -> (TxQueue, TxStats) {
+        self.flush();
+        (self.queue, self.stats)
+    }
+}
+
+fn total(batch: &Batch) -> u64 {
+    batch.iter().map(|mbuf| mbuf.packet_len() as u64).sum()
+}

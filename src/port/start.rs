@@ -1,0 +1,236 @@
+//! Configuring and starting a device: queues, MTU, RSS, offloads.
+
+use super::device::Device;
+use super::mempool::Mempool;
+use super::types::{PortConfig, PortError, RssConfig, RssState};
+use super::{log, sys};
+
+/// Ethernet header, two VLAN tags and the frame check sequence.
+const FRAME_OVERHEAD: u32 = 14 + 2 * 4 + 4;
+
+/// Entries in one `rte_eth_rss_reta_entry64`.
+const RETA_GROUP: usize = 64;
+
+pub(super) fn start(
+    device: &Device,
+    config: &PortConfig,
+    pools: &[Mempool],
+) -> Result<(), PortError> {
+    let info = device.info()?;
+    check(device, config, pools, &info)?;
+    let rss = config
+        .rss
+        .as_ref()
+        .filter(|_| info.flow_type_rss_offloads != 0);
+    configure(device, config, rss, &info)?;
+    set_mtu(device, config)?;
+    queues(device, config, pools)?;
+    // From here the driver may hold buffers, until the device is closed.
+    device.running(pools);
+    let mark = log::mark();
+    // SAFETY: configured, with all queues set up.
+    let rc = unsafe { sys::rte_eth_dev_start(device.id()) };
+    device.check("start", rc, mark)?;
+    if let Some(period) = rss.map(|rss| rss.reta_period.unwrap_or(info.reta_size)) {
+        fill_reta(device, info.reta_size, period, config.rx_queues)?;
+    }
+    // Drivers that always hear everything refuse these; nothing is lost then.
+    // SAFETY: a started port.
+    unsafe {
+        if config.all_multicast {
+            sys::rte_eth_allmulticast_enable(device.id());
+        }
+        if config.promiscuous {
+            sys::rte_eth_promiscuous_enable(device.id());
+        }
+    }
+    Ok(())
+}
+
+/// What DPDK would refuse with less to say, or not at all.
+fn check(
+    device: &Device,
+    config: &PortConfig,
+    pools: &[Mempool],
+    info: &sys::rte_eth_dev_info,
+) -> Result<(), PortError> {
+    let refuse = |what: &str, reason: String| Err(device.refusal(what, reason));
+    if config.rx_queues == 0 || config.rx_queues > info.max_rx_queues {
+        let reason = format!(
+            "asked for {}, the device has {}",
+            config.rx_queues, info.max_rx_queues
+        );
+        return refuse("receive queues", reason);
+    }
+    if config.tx_queues == 0 || config.tx_queues > info.max_tx_queues {
+        let reason = format!(
+            "asked for {}, the device has {}",
+            config.tx_queues, info.max_tx_queues
+        );
+        return refuse("transmit queues", reason);
+    }
+    if pools.len() != 1 && pools.len() != usize::from(config.rx_queues) {
+        return refuse("pools", "give one, or one for each receive queue".into());
+    }
+    let Some(mtu) = config.mtu else {
+        return Ok(());
+    };
+    if mtu < info.min_mtu || mtu > info.max_mtu {
+        let reason = format!("{mtu} is outside {} to {}", info.min_mtu, info.max_mtu);
+        return refuse("mtu", reason);
+    }
+    let room = pools.iter().map(Mempool::data_room).min().unwrap_or(0);
+    let frame = u32::from(mtu) + FRAME_OVERHEAD;
+    if frame > u32::from(room) {
+        return refuse(
+            "mtu",
+            format!("{mtu} needs buffers of {frame} bytes, they have {room}"),
+        );
+    }
+    Ok(())
+}
+
+fn configure(
+    device: &Device,
+    config: &PortConfig,
+    rss: Option<&RssConfig>,
+    info: &sys::rte_eth_dev_info,
+) -> Result<(), PortError> {
+    let mut conf = sys::rte_eth_conf::default();
+    if let Some(mtu) = config.mtu {
+        conf.rxmode.mtu = mtu.into();
+    }
+    let mut key = Vec::new();
+    if let Some(rss) = rss {
+        key.extend(rss.key.iter().cycle().take(info.hash_key_size.into()));
+        conf.rxmode.mq_mode = sys::EK_MQ_RX_RSS;
+        conf.rx_adv_conf.rss_conf.rss_hf = rss.hash_fields & info.flow_type_rss_offloads;
+        if !key.is_empty() {
+            conf.rx_adv_conf.rss_conf.rss_key = key.as_mut_ptr();
+            conf.rx_adv_conf.rss_conf.rss_key_len = info.hash_key_size;
+        }
+        conf.rxmode.offloads |= sys::EK_RX_OFFLOAD_RSS_HASH & info.rx_offload_capa;
+    }
+    if config.rx_ip_checksum {
+        conf.rxmode.offloads |= sys::EK_RX_OFFLOAD_IPV4_CKSUM & info.rx_offload_capa;
+    }
+    // SAFETY: the driver's flags, if it has any, are static.
+    let flags = unsafe { info.dev_flags.as_ref() }.copied().unwrap_or(0);
+    if flags & sys::EK_DEV_INTR_LSC != 0 {
+        conf.intr_conf.set_lsc(1);
+    }
+    let mark = log::mark();
+    // SAFETY: an open, stopped port; DPDK copies the configuration, and the key
+    // lives until it has.
+    let rc = unsafe {
+        sys::rte_eth_dev_configure(device.id(), config.rx_queues, config.tx_queues, &conf)
+    };
+    drop(key);
+    device.check("configure", rc, mark)
+}
+
+/// Beyond the configuration, because virtual drivers only then tell the
+/// interface on the other side.
+fn set_mtu(device: &Device, config: &PortConfig) -> Result<(), PortError> {
+    const ENOTSUP: i32 = 95;
+    let Some(mtu) = config.mtu else {
+        return Ok(());
+    };
+    let mark = log::mark();
+    // SAFETY: a configured, stopped port.
+    match unsafe { sys::rte_eth_dev_set_mtu(device.id(), mtu) } {
+        rc if rc == -ENOTSUP => Ok(()),
+        rc => device.check("mtu", rc, mark),
+    }
+}
+
+fn queues(device: &Device, config: &PortConfig, pools: &[Mempool]) -> Result<(), PortError> {
+    let id = device.id();
+    let (mut rx, mut tx) = (config.descriptors, config.descriptors);
+    let mark = log::mark();
+    // SAFETY: a configured port; both are read and written.
+    let rc = unsafe { sys::rte_eth_dev_adjust_nb_rx_tx_desc(id, &mut rx, &mut tx) };
+    device.check("descriptors", rc, mark)?;
+    // SAFETY: an open port.
+    let socket = unsafe { sys::rte_eth_dev_socket_id(id) } as u32;
+    for queue in 0..config.rx_queues {
+        let pool = pools.get(usize::from(queue)).unwrap_or(&pools[0]);
+        // SAFETY: `running` keeps the pools alive as long as the device; a null
+        // configuration means the driver's own.
+        let rc = unsafe {
+            let none = std::ptr::null();
+            sys::rte_eth_rx_queue_setup(id, queue, rx, socket, none, pool.raw())
+        };
+        device.check("receive queue", rc, mark)?;
+    }
+    for queue in 0..config.tx_queues {
+        // SAFETY: as above.
+        let rc = unsafe { sys::rte_eth_tx_queue_setup(id, queue, tx, socket, std::ptr::null()) };
+        device.check("transmit queue", rc, mark)?;
+    }
+    Ok(())
+}
+
+/// Entry i gets queue (i mod period) mod queues, so that tables of different
+/// sizes agree if they share the period.
+fn fill_reta(device: &Device, size: u16, period: u16, queues: u16) -> Result<(), PortError> {
+    if size == 0 || period == 0 {
+        return Ok(());
+    }
+    let mut table = reta(size);
+    for index in 0..usize::from(size) {
+        let entry = (index as u16 % period) % queues;
+        table[index / RETA_GROUP].reta[index % RETA_GROUP] = entry;
+    }
+    let mark = log::mark();
+    // SAFETY: a started port and a table of `size` entries.
+    let rc = unsafe { sys::rte_eth_dev_rss_reta_update(device.id(), table.as_mut_ptr(), size) };
+    device.check("RSS indirection table", rc, mark)
+}
+
+/// A table with every entry selected.
+fn reta(size: u16) -> Vec<sys::rte_eth_rss_reta_entry64> {
+    let mut table =
+        vec![sys::rte_eth_rss_reta_entry64::default(); usize::from(size).div_ceil(RETA_GROUP)];
+    for index in 0..usize::from(size) {
+        table[index / RETA_GROUP].mask |= 1 << (index % RETA_GROUP);
+    }
+    table
+}
+
+/// Key, fields and table as the device reads them back.
+pub(super) fn rss_state(device: &Device) -> Option<RssState> {
+    let info = device.info().ok()?;
+    if info.flow_type_rss_offloads == 0 || info.reta_size == 0 {
+        return None;
+    }
+    // Drivers write a whole key whatever length they are told: leave room.
+    let mut key = vec![0; usize::from(info.hash_key_size).max(64)];
+    let mut conf = sys::rte_eth_rss_conf {
+        rss_key: key.as_mut_ptr(),
+        rss_key_len: info.hash_key_size,
+        ..Default::default()
+    };
+    // SAFETY: an open port; the key has room for what the driver writes.
+    if unsafe { sys::rte_eth_dev_rss_hash_conf_get(device.id(), &mut conf) } != 0 {
+        return None;
+    }
+    key.truncate(conf.rss_key_len.into());
+    let mut table = reta(info.reta_size);
+    // SAFETY: an open port and a table of its size.
+    let rc =
+        unsafe { sys::rte_eth_dev_rss_reta_query(device.id(), table.as_mut_ptr(), info.reta_size) };
+    if rc != 0 {
+        return None;
+    }
+    let reta = table
+        .iter()
+        .flat_map(|group| group.reta)
+        .take(info.reta_size.into())
+        .collect();
+    Some(RssState {
+        key,
+        hash_fields: conf.rss_hf,
+        reta,
+    })
+}
