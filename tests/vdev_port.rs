@@ -396,10 +396,8 @@ fn net_ring(_: &Eal, pool: &Mempool) {
             .enumerate()
             .all(|(index, mbuf)| mbuf.bytes() == [index as u8; 60])
     );
-    assert!(
-        tx.push(batch.pop().unwrap()) == (),
-        "left unflushed: freed with the buffer"
-    );
+    // Left unflushed: freed with the buffer, as the pool's count shows.
+    tx.push(batch.pop().unwrap());
 }
 
 fn full_ring(_: &Eal, pool: &Mempool) {
