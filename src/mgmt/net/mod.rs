@@ -13,7 +13,6 @@ mod links;
 mod neighbour;
 mod responder;
 mod solicit;
-mod timers;
 
 #[cfg(test)]
 mod testing;

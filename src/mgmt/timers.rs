@@ -1,18 +1,27 @@
 //! Deadlines by key, soonest first, and the jitter that keeps them from meeting.
 //!
-//! Plain state on the management thread; it reads no clock.
+//! Neighbours and health checks both wait this way. Plain state on the management thread; it
+//! reads no clock.
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
+/// Deadlines of keys; whoever owns it remembers what each key was given, to cancel it.
 #[derive(Debug)]
-pub(super) struct Timers<K> {
+pub struct Timers<K> {
     queue: BTreeSet<(Instant, K)>,
     random: u64,
 }
 
+impl<K: Ord + Copy> Default for Timers<K> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<K: Ord + Copy> Timers<K> {
+    #[must_use]
     pub fn new() -> Self {
         Self {
             queue: BTreeSet::new(),
@@ -31,6 +40,7 @@ impl<K: Ord + Copy> Timers<K> {
         }
     }
 
+    #[must_use]
     pub fn next(&self) -> Option<Instant> {
         self.queue.first().map(|&(at, _)| at)
     }
@@ -42,14 +52,19 @@ impl<K: Ord + Copy> Timers<K> {
         first.map(|(_, key)| key)
     }
 
-    /// Between half and one and a half times `base` (RFC 4861 6.3.2), so that neighbours
-    /// learned together are not all asked together for ever.
+    /// Between half and one and a half times `base` (RFC 4861 6.3.2), so that what began
+    /// together does not stay together.
     pub fn jitter(&mut self, base: Duration) -> Duration {
+        base / 2 + self.part(base)
+    }
+
+    /// Between nothing and `whole`.
+    pub fn part(&mut self, whole: Duration) -> Duration {
         // xorshift64: spread is all that is asked of it.
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
-        base / 2 + base * (self.random % 1024) as u32 / 1024
+        whole * (self.random % 1024) as u32 / 1024
     }
 }
 

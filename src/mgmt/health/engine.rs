@@ -1,0 +1,397 @@
+//! Which check is due when, and what its results change.
+//!
+//! `HealthEngine` is the handle that the rest of the management thread holds; `Runner` is the
+//! one task that owns the checks, starts their probes and counts their results. It takes what is
+//! desired as a whole and keeps what has not changed. What it never does: touch a snapshot, send
+//! a frame, or decide about anything but up, down and weight of one backend.
+
+use super::checker::{Checker, Start, Thresholds};
+use super::probe::{self, Answer, Failure, Probe, Subject};
+use super::route::{Outgoing, Route};
+use super::stack::{self, Stack, StackCounters};
+use crate::mgmt::timers::Timers;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+
+/// A check of one backend of one service.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CheckSpec {
+    pub service: Arc<str>,
+    pub backend: Arc<str>,
+    pub probe: Probe,
+    pub route: Route,
+    /// From the start of one check to the start of the next.
+    pub interval: Duration,
+    /// A check without an answer by then has failed. Not longer than `interval`.
+    pub timeout: Duration,
+    /// Each interval is lengthened or shortened by up to half of this.
+    pub jitter: Duration,
+    pub thresholds: Thresholds,
+    pub start: Start,
+}
+
+/// A backend's state or weight is to change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transition {
+    pub service: Arc<str>,
+    pub backend: Arc<str>,
+    pub up: bool,
+    /// A weight the check sets, where it does.
+    pub weight: Option<u16>,
+    /// The kind of check.
+    pub check: &'static str,
+    /// The answer that decided.
+    pub answer: String,
+    pub took: Duration,
+}
+
+/// What status and metrics show of a check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    pub service: Arc<str>,
+    pub backend: Arc<str>,
+    pub check: &'static str,
+    pub up: bool,
+    pub weight: Option<u16>,
+    /// The last answer; empty before the first.
+    pub answer: String,
+    pub took: Duration,
+    pub checks: u64,
+    pub failures: u64,
+}
+
+/// How well the engine keeps up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pace {
+    /// Probes started.
+    pub started: u64,
+    /// Started more than a tenth of their interval after they were due.
+    pub late: u64,
+    /// Not started, because the one before had not ended.
+    pub skipped: u64,
+    /// The longest that one started after it was due.
+    pub worst: Duration,
+}
+
+type Name = (Arc<str>, Arc<str>);
+
+#[derive(Default)]
+struct Shown {
+    reports: HashMap<Name, Report>,
+    pace: Pace,
+}
+
+/// A handle; clones share the engine.
+#[derive(Clone)]
+pub struct HealthEngine {
+    stack: Stack,
+    desired: mpsc::UnboundedSender<Vec<CheckSpec>>,
+    shown: Arc<Mutex<Shown>>,
+}
+
+/// The engine's task.
+pub struct Runner {
+    stack: Stack,
+    desired: mpsc::UnboundedReceiver<Vec<CheckSpec>>,
+    transitions: mpsc::UnboundedSender<Transition>,
+    shown: Arc<Mutex<Shown>>,
+    checks: HashMap<u64, Check>,
+    ids: HashMap<Name, u64>,
+    last_id: u64,
+    timers: Timers<u64>,
+    probes: JoinSet<(u64, Result<Answer, Failure>)>,
+}
+
+struct Check {
+    spec: Arc<CheckSpec>,
+    checker: Checker,
+    weight: Option<u16>,
+    due: Instant,
+    running: Option<AbortHandle>,
+}
+
+impl HealthEngine {
+    /// Probes' packets leave by `out` (when it is full, the packet is lost and counted), changes
+    /// by `transitions`. `mtu` is the smallest of the ports' MTUs, bytes. Nothing happens until
+    /// the `Runner` runs.
+    #[must_use]
+    pub fn new(
+        mtu: u16,
+        out: mpsc::Sender<Outgoing>,
+        transitions: mpsc::UnboundedSender<Transition>,
+    ) -> (Self, Runner) {
+        let stack = Stack::new(out, mtu.into());
+        let (sender, desired) = mpsc::unbounded_channel();
+        let shown = Arc::new(Mutex::new(Shown::default()));
+        let runner = Runner {
+            stack: stack.clone(),
+            desired,
+            transitions,
+            shown: shown.clone(),
+            checks: HashMap::new(),
+            ids: HashMap::new(),
+            last_id: 0,
+            timers: Timers::new(),
+            probes: JoinSet::new(),
+        };
+        let engine = Self {
+            stack,
+            desired: sender,
+            shown,
+        };
+        (engine, runner)
+    }
+
+    /// Makes exactly these the checks, one for each service and backend. A check that stays
+    /// keeps its state, also where its options change; a new one starts as its `start` says
+    /// and reports no transition for that.
+    pub fn apply(&self, specs: Vec<CheckSpec>) {
+        // The runner has ended only when the program ends.
+        let _ = self.desired.send(specs);
+    }
+
+    /// Takes a punted IP packet (no Ethernet header) that is addressed to a check address.
+    /// `stamp` is when the worker had it. False if no probe is waiting for it.
+    pub fn receive(&self, packet: &[u8], stamp: Instant) -> bool {
+        self.stack.receive(packet, stamp)
+    }
+
+    /// Every check, in no order.
+    #[must_use]
+    pub fn reports(&self) -> Vec<Report> {
+        let shown = stack::lock(&self.shown);
+        shown.reports.values().cloned().collect()
+    }
+
+    #[must_use]
+    pub fn pace(&self) -> Pace {
+        stack::lock(&self.shown).pace
+    }
+
+    #[must_use]
+    pub fn packets(&self) -> StackCounters {
+        self.stack.counters()
+    }
+
+    /// Probes that wait for an answer now.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.stack.in_flight()
+    }
+}
+
+impl Runner {
+    /// Runs until every `HealthEngine` handle is gone.
+    pub async fn run(mut self) {
+        loop {
+            let next = self.timers.next();
+            let due = async {
+                match next {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                desired = self.desired.recv() => match desired {
+                    Some(specs) => self.replace(specs),
+                    None => return,
+                },
+                Some(done) = self.probes.join_next() => {
+                    // An aborted probe belongs to a check that is gone or was changed.
+                    if let Ok((id, result)) = done {
+                        self.finished(id, result);
+                    }
+                }
+                () = due => self.start_due(),
+            }
+        }
+    }
+
+    fn replace(&mut self, specs: Vec<CheckSpec>) {
+        let name = |s: &CheckSpec| (s.service.clone(), s.backend.clone());
+        let desired: HashSet<Name> = specs.iter().map(name).collect();
+        let gone: Vec<Name> = self
+            .ids
+            .keys()
+            .filter(|n| !desired.contains(*n))
+            .cloned()
+            .collect();
+        for name in gone {
+            self.remove(&name);
+        }
+        for spec in specs {
+            match self.ids.get(&name(&spec)).copied() {
+                Some(id) => self.change(id, spec),
+                None => self.add(spec),
+            }
+        }
+    }
+
+    fn remove(&mut self, name: &Name) {
+        let Some(id) = self.ids.remove(name) else {
+            return;
+        };
+        if let Some(check) = self.checks.remove(&id) {
+            self.timers.cancel(id, Some(check.due));
+            check.stop();
+        }
+        stack::lock(&self.shown).reports.remove(name);
+    }
+
+    fn add(&mut self, spec: CheckSpec) {
+        // Spread over the first interval, and so for ever.
+        let due = now() + self.timers.part(spec.interval);
+        let check = Check {
+            checker: Checker::new(spec.start, spec.thresholds),
+            spec: Arc::new(spec),
+            weight: None,
+            due,
+            running: None,
+        };
+        self.show(&check, None);
+        self.insert(check);
+    }
+
+    /// Under an id of its own, so that no earlier probe's result can be taken for its.
+    fn insert(&mut self, check: Check) {
+        self.last_id += 1;
+        let id = self.last_id;
+        let name = (check.spec.service.clone(), check.spec.backend.clone());
+        self.ids.insert(name, id);
+        self.timers.set(id, check.due);
+        self.checks.insert(id, check);
+    }
+
+    fn change(&mut self, id: u64, spec: CheckSpec) {
+        if self.checks.get(&id).is_none_or(|check| *check.spec == spec) {
+            return;
+        }
+        let Some(mut check) = self.checks.remove(&id) else {
+            return;
+        };
+        self.timers.cancel(id, Some(check.due));
+        // What is still being asked was asked in the old way.
+        check.stop();
+        check.running = None;
+        check.checker.set_thresholds(spec.thresholds);
+        let soon = now() + self.timers.part(spec.interval);
+        check.due = soon.min(check.due);
+        check.spec = Arc::new(spec);
+        self.show(&check, None);
+        self.insert(check);
+    }
+
+    fn start_due(&mut self) {
+        let now = now();
+        while let Some(id) = self.timers.pop_due(now) {
+            let Some(check) = self.checks.get_mut(&id) else {
+                continue;
+            };
+            let spec = check.spec.clone();
+            let late = now.saturating_duration_since(check.due);
+            // By the plan and not by the clock, so that lateness does not add up; after a long
+            // stall the plan starts anew.
+            let wobble = self.timers.part(spec.jitter);
+            let pause = spec.interval.saturating_sub(spec.jitter / 2) + wobble;
+            let planned = check.due + pause;
+            check.due = if planned > now { planned } else { now + pause };
+            self.timers.set(id, check.due);
+            let mut shown = stack::lock(&self.shown);
+            if check.running.is_some() {
+                shown.pace.skipped += 1;
+                continue;
+            }
+            shown.pace.started += 1;
+            shown.pace.late += u64::from(late > spec.interval / 10);
+            shown.pace.worst = shown.pace.worst.max(late);
+            drop(shown);
+            let stack = self.stack.clone();
+            let probe = self
+                .probes
+                .spawn(async move { (id, ask(&stack, &spec).await) });
+            check.running = Some(probe);
+        }
+    }
+
+    fn finished(&mut self, id: u64, result: Result<Answer, Failure>) {
+        let Some(check) = self.checks.get_mut(&id) else {
+            return;
+        };
+        check.running = None;
+        let good = result.is_ok();
+        let changed = check.checker.record(good).is_some();
+        let (answer, took, weight) = match result {
+            Ok(answer) => (answer.text, answer.took, answer.weight),
+            Err(why) => (why.to_string(), Duration::ZERO, None),
+        };
+        let other_weight = good && weight != check.weight;
+        if other_weight {
+            check.weight = weight;
+        }
+        let check = &self.checks[&id];
+        let up = check.checker.is_up();
+        if changed || (other_weight && up) {
+            // Nobody may listen any more while the program ends.
+            let _ = self.transitions.send(Transition {
+                service: check.spec.service.clone(),
+                backend: check.spec.backend.clone(),
+                up,
+                weight: check.weight,
+                check: check.spec.probe.name(),
+                answer: answer.clone(),
+                took,
+            });
+        }
+        self.show(check, Some((answer, took, good)));
+    }
+
+    fn show(&self, check: &Check, result: Option<(String, Duration, bool)>) {
+        let spec = &check.spec;
+        let name = (spec.service.clone(), spec.backend.clone());
+        let mut shown = stack::lock(&self.shown);
+        let report = shown.reports.entry(name).or_insert_with(|| Report {
+            service: spec.service.clone(),
+            backend: spec.backend.clone(),
+            check: spec.probe.name(),
+            up: false,
+            weight: None,
+            answer: String::new(),
+            took: Duration::ZERO,
+            checks: 0,
+            failures: 0,
+        });
+        report.check = spec.probe.name();
+        report.up = check.checker.is_up();
+        report.weight = check.weight;
+        if let Some((answer, took, good)) = result {
+            report.answer = answer;
+            report.took = took;
+            report.checks += 1;
+            report.failures += u64::from(!good);
+        }
+    }
+}
+
+impl Check {
+    fn stop(&self) {
+        if let Some(probe) = &self.running {
+            probe.abort();
+        }
+    }
+}
+
+async fn ask(stack: &Stack, spec: &CheckSpec) -> Result<Answer, Failure> {
+    let subject = Subject {
+        service: &spec.service,
+        backend: &spec.backend,
+    };
+    probe::run(stack, &spec.probe, spec.route, subject, spec.timeout).await
+}
+
+/// tokio's clock, which tests can stop and move.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}

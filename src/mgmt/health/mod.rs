@@ -1,0 +1,24 @@
+//! Health checks along the path that traffic takes.
+//!
+//! `HealthEngine` is given the checks and every punted packet for a check address; out come IP
+//! packets to send (with the address whose MAC they go to) and transitions. Everything runs on
+//! the management thread, probes as tasks of its tokio runtime; nothing here touches DPDK, a
+//! snapshot or a kernel socket (scripts may).
+
+mod checker;
+mod engine;
+mod probe;
+mod route;
+mod stack;
+
+#[cfg(test)]
+mod tests;
+
+pub use checker::{Checker, Start, Thresholds};
+pub use engine::{CheckSpec, HealthEngine, Pace, Report, Runner, Transition};
+pub use probe::{
+    Answer, DnsProbe, Failure, HttpProbe, Probe, ScriptProbe, StatusSet, Tls, TlsError, TlsOptions,
+    UdpProbe,
+};
+pub use route::{Outgoing, Route};
+pub use stack::StackCounters;
