@@ -5,15 +5,11 @@
 use std::{env, path::PathBuf, process::Command};
 
 /// Types that src/port names. Everything they contain follows.
-const TYPES: &[&str] = &[
-    "rte_eth_conf",
-    "rte_eth_dev_info",
-    "rte_eth_rss_conf",
-    "rte_eth_rss_reta_entry64",
-    "rte_eth_stats",
-    "rte_ether_addr",
-    "cookie_io_functions_t",
-];
+const TYPES: &str = "rte_eth_(conf|dev_info|rss_conf|rss_reta_entry64|stats)|rte_ether_addr\
+                     |cookie_io_functions_t";
+
+/// Constants: those of src/port/wrapper.h, and limits.
+const VARIABLES: &str = "EK_.*|RTE_MAX_(ETHPORTS|LCORE)|RTE_PKTMBUF_HEADROOM";
 
 /// Functions that src/port calls; the `static inline` ones get a wrapper.
 const FUNCTIONS: &[&str] = &[
@@ -36,24 +32,13 @@ const FUNCTIONS: &[&str] = &[
     "ek_.*",
 ];
 
-const VARIABLES: &[&str] = &[
-    "EK_.*",
-    "RTE_MAX_ETHPORTS",
-    "RTE_MAX_LCORE",
-    "RTE_PKTMBUF_HEADROOM",
-];
-
 fn main() {
     for file in ["build.rs", "src/port/wrapper.h", "src/port/shim.c"] {
         println!("cargo:rerun-if-changed={file}");
     }
-    if let Err(error) = pkg_config::Config::new()
-        .atleast_version("22.11")
-        .probe("libdpdk")
-    {
-        eprintln!(
-            "DPDK 22.11 or newer was not found: install Debian's package libdpdk-dev (and pkg-config)."
-        );
+    let mut dpdk = pkg_config::Config::new();
+    if let Err(error) = dpdk.atleast_version("22.11").probe("libdpdk") {
+        eprintln!("DPDK 22.11 or newer is missing: install Debian's libdpdk-dev and pkg-config.");
         eprintln!("{error}");
         std::process::exit(1);
     }
@@ -61,55 +46,48 @@ fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let wrappers = out.join("wrappers.c");
 
-    let mut bindings = bindgen::Builder::default()
+    let bindings = bindgen::Builder::default()
         .header("src/port/wrapper.h")
         .clang_args(&cflags)
-        .allowlist_recursively(true)
         .wrap_static_fns(true)
         .wrap_static_fns_path(&wrappers)
         // Packed and aligned at once, which Rust cannot express; we touch none of them.
-        .opaque_type("rte_(arp|l2tpv2|gtp|ipv6|ether_hdr|vlan_hdr).*")
+        .opaque_type("rte_(arp|l2tpv2|gtp).*")
         // src/port/mbuf.rs declares it and checks every offset against C.
         .blocklist_type("rte_mbuf")
         .raw_line("use super::mbuf::RawMbuf as rte_mbuf;")
-        .default_enum_style(bindgen::EnumVariation::Consts)
+        .allowlist_type(TYPES)
+        .allowlist_var(VARIABLES)
         .derive_default(true)
         .generate_comments(false);
-    for name in TYPES {
-        bindings = bindings.allowlist_type(name);
-    }
-    for name in FUNCTIONS {
-        bindings = bindings.allowlist_function(name);
-    }
-    for name in VARIABLES {
-        bindings = bindings.allowlist_var(name);
-    }
+    let bindings = FUNCTIONS
+        .iter()
+        .fold(bindings, |all, name| all.allowlist_function(name));
     let bindings = bindings
         .generate()
-        .expect("bindgen reads src/port/wrapper.h (needs libclang-dev)");
+        .expect("bindgen and libclang read DPDK's headers");
     bindings
         .write_to_file(out.join("dpdk.rs"))
         .expect("OUT_DIR is writable");
 
     let mut shim = cc::Build::new();
-    for flag in &cflags {
-        shim.flag(flag);
-    }
     shim.file("src/port/shim.c")
         .file(&wrappers)
         .include(".")
-        .opt_level(3)
-        .compile("evenkeel_port");
+        .opt_level(3);
+    for flag in &cflags {
+        shim.flag(flag);
+    }
+    shim.compile("evenkeel_port");
 }
 
 /// DPDK's own compiler flags; `-march` among them must reach the inline
 /// functions, and `-include rte_config.h` everything.
 fn cflags() -> Vec<String> {
-    let output = Command::new(env::var_os("PKG_CONFIG").unwrap_or("pkg-config".into()))
-        .args(["--cflags", "libdpdk"])
-        .output()
-        .expect("pkg-config ran a moment ago");
-    String::from_utf8_lossy(&output.stdout)
+    let program = env::var_os("PKG_CONFIG").unwrap_or("pkg-config".into());
+    let output = Command::new(program).args(["--cflags", "libdpdk"]).output();
+    let flags = output.expect("pkg-config ran a moment ago").stdout;
+    String::from_utf8_lossy(&flags)
         .split_whitespace()
         .map(str::to_owned)
         .collect()

@@ -207,6 +207,11 @@ fn plug(name: &str, string: &str) -> Result<u16, PortError> {
         device: string.to_owned(),
         reason,
     };
+    if let Some(interface) = taken_interface(string) {
+        return Err(failed(format!(
+            "network interface {interface} exists already"
+        )));
+    }
     let before: Vec<u16> = ids().collect();
     let devargs = CString::new(string).map_err(|error| failed(error.to_string()))?;
     let mark = log::mark();
@@ -219,6 +224,20 @@ fn plug(name: &str, string: &str) -> Result<u16, PortError> {
     }
     let new = ids().find(|id| !before.contains(id));
     new.ok_or_else(|| failed("it brings no Ethernet port".into()))
+}
+
+/// The interface that a TAP device would have to make, if it exists. The driver
+/// would join it, and share its packets with whoever made it.
+fn taken_interface(string: &str) -> Option<&str> {
+    let arguments = string.strip_prefix("net_tap")?.split(',');
+    let interface = arguments
+        .skip(1)
+        .find_map(|argument| argument.strip_prefix("iface="))?;
+    let table = std::fs::read_to_string("/proc/self/net/dev").ok()?;
+    let mut names = table
+        .lines()
+        .filter_map(|line| Some(line.split_once(':')?.0.trim()));
+    names.any(|name| name == interface).then_some(interface)
 }
 
 /// A C string, or nothing.

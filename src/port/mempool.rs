@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::batch::Batch;
 use super::eal::{self, Alive};
 use super::mbuf::{Mbuf, PRIVATE_BYTES};
-use super::sys;
+use super::{lcore, sys};
 
 /// Most buffers that DPDK lets a core keep aside.
 const MAX_CACHE: u32 = 512;
@@ -69,7 +69,7 @@ fn orphans() -> std::sync::MutexGuard<'static, Vec<Raw>> {
 /// Frees the orphans that can be freed; returns how many are left.
 pub(super) fn reap() -> usize {
     let mut orphans = orphans();
-    if !orphans.is_empty() && eal::quiet() {
+    if !orphans.is_empty() && lcore::quiet() {
         orphans.retain(|raw| {
             let keep = raw.in_use() != 0;
             if !keep {

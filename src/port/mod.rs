@@ -14,6 +14,7 @@ mod device;
 mod eal;
 mod handle;
 mod hugepages;
+mod lcore;
 mod log;
 mod mbuf;
 mod mempool;
@@ -24,8 +25,9 @@ mod sys;
 mod types;
 
 pub use batch::Batch;
-pub use eal::{Eal, EalError, EalOptions, Huge, LaunchError, LcoreHandle};
+pub use eal::{Eal, EalError, EalOptions, Huge};
 pub use handle::{Port, Running, Started, Stopped};
+pub use lcore::{LaunchError, LcoreHandle};
 pub use mbuf::{Mbuf, RxChecksum};
 pub use mempool::{Mempool, MempoolError};
 pub use queue::{RxQueue, TxBuffer, TxQueue, TxStats};
