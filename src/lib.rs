@@ -8,6 +8,7 @@
 //! | [`arch`] | the few SIMD loads and prefetches, behind safe functions |
 
 pub mod arch;
+pub mod cli;
 pub mod lb;
 pub mod mgmt;
 pub mod port;

@@ -284,15 +284,13 @@ impl<'a> Reader<'a> {
             .map_or("", |(name, _)| name);
         if !supported(proper) {
             let choices = choices();
-            self.sink.push(
-                text.span,
-                ConfigError::ValueNotSupported {
-                    key: path,
-                    value,
-                    choices,
-                },
-            );
-            return None;
+            let error = ConfigError::ValueNotSupported {
+                key: path,
+                value,
+                choices,
+            };
+            // The value is handed on, so that what hangs on it is checked as well.
+            self.sink.push(text.span, error);
         }
         Some(At {
             value: *chosen,

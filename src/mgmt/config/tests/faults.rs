@@ -539,6 +539,16 @@ fn all_faults_of_a_file_are_told_in_order() {
 }
 
 #[test]
+fn a_value_that_is_not_supported_does_not_hide_what_hangs_on_it() {
+    let text = format!("{PORT}{NAT}{BACKEND}weigth = 2\n").replace("\"rr\"", "\"wlc\"");
+    let faults = parse(&text).unwrap_err().faults;
+    let lines: Vec<usize> = faults.iter().map(|fault| fault.line).collect();
+    assert_eq!(lines, [9, 13]);
+    let text = format!("{PORT}{NAT}{BACKEND}").replace("\"nat\"", "\"fullnat\"");
+    assert_eq!(parse(&text).unwrap_err().faults.len(), 1);
+}
+
+#[test]
 fn a_fault_in_a_file_names_the_file() {
     let path = std::env::temp_dir().join(format!("evenkeel-faults-{}.toml", std::process::id()));
     std::fs::write(&path, "[workers]\nidle = 5\n").unwrap();

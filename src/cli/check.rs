@@ -1,0 +1,57 @@
+//! `evenkeel check`: reads a configuration and starts nothing.
+
+use serde::Serialize;
+
+use super::{CliError, ConfigFile, Shared, print, print_json};
+use crate::mgmt::config::{self, FileError, Invalid};
+
+/// What `check --json` prints.
+#[derive(Serialize)]
+struct Verdict {
+    file: String,
+    valid: bool,
+    faults: Vec<Fault>,
+}
+
+#[derive(Serialize)]
+struct Fault {
+    line: usize,
+    column: usize,
+    /// `reason; fix`
+    text: String,
+}
+
+pub fn run(file: &ConfigFile, shared: &Shared) -> Result<(), CliError> {
+    let name = file.config.display();
+    match config::load(&file.config) {
+        Ok(_) if shared.json => print_json(&verdict(name.to_string(), None)),
+        Ok(config) => {
+            let (ports, services) = (config.ports.len(), config.services.len());
+            let backends: usize = config.services.iter().map(|s| s.backends.len()).sum();
+            print(&format!(
+                "{name}: valid, with {ports} port(s), {services} service(s), {backends} backend(s)\n"
+            ))
+        }
+        Err(FileError::Invalid { invalid, .. }) if shared.json => {
+            print_json(&verdict(name.to_string(), Some(&invalid)))?;
+            Err(CliError::Said)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn verdict(file: String, invalid: Option<&Invalid>) -> Verdict {
+    let faults = invalid
+        .map_or(&[][..], |invalid| &invalid.faults)
+        .iter()
+        .map(|fault| Fault {
+            line: fault.line,
+            column: fault.column,
+            text: fault.error.to_string(),
+        });
+    Verdict {
+        file,
+        valid: invalid.is_none(),
+        faults: faults.collect(),
+    }
+}

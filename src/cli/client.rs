@@ -1,0 +1,107 @@
+//! Asks a running evenkeel over its Unix socket.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Empty};
+use hyper::Request;
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+use tokio::net::UnixStream;
+
+use super::CliError;
+use crate::mgmt::api::{Problem, read_only_path};
+
+/// Why there is no answer.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    #[error("no evenkeel answers on {}; start it, or give its socket with --socket", .0.display())]
+    NotRunning(PathBuf),
+    #[error("you may not use {}; run as root or as a member of the socket's group", .0.display())]
+    Forbidden(PathBuf),
+    #[error("cannot reach {}: {error}; check --socket", .path.display())]
+    Connect { path: PathBuf, error: io::Error },
+    #[error("no answer within {0} s; look into evenkeel's log")]
+    Timeout(u64),
+    #[error("the connection broke: {0}; ask again")]
+    Exchange(#[from] hyper::Error),
+    #[error("evenkeel's answer makes no sense: {0}; use the same version of both")]
+    Answer(String),
+    #[error("{}", .0.detail)]
+    Refused(Problem),
+}
+
+/// Longer than the daemon itself waits for its management loop.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Asks for several things one after the other on one thread.
+pub fn block_on<T>(work: impl Future<Output = Result<T, ClientError>>) -> Result<T, CliError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(CliError::Runtime)?;
+    Ok(runtime.block_on(work)?)
+}
+
+/// Gets what is at `path` (with its query) as JSON.
+pub async fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, ClientError> {
+    let work = async {
+        let body = exchange(connect(socket).await?, path).await?;
+        serde_json::from_slice(&body).map_err(|error| ClientError::Answer(error.to_string()))
+    };
+    let timeout = tokio::time::timeout(PATIENCE, work).await;
+    timeout.unwrap_or(Err(ClientError::Timeout(PATIENCE.as_secs())))
+}
+
+/// The socket for everything, or the read-only one where we may not use that.
+async fn connect(socket: &Path) -> Result<UnixStream, ClientError> {
+    let mut result = UnixStream::connect(socket).await;
+    if matches!(&result, Err(error) if error.kind() == io::ErrorKind::PermissionDenied) {
+        result = UnixStream::connect(read_only_path(socket)).await;
+    }
+    let path = || socket.to_owned();
+    result.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            ClientError::NotRunning(path())
+        }
+        io::ErrorKind::PermissionDenied => ClientError::Forbidden(path()),
+        _ => ClientError::Connect {
+            path: path(),
+            error,
+        },
+    })
+}
+
+async fn exchange(stream: UnixStream, path: &str) -> Result<Bytes, ClientError> {
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let request = Request::get(path)
+        .header(hyper::header::HOST, "evenkeel")
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| ClientError::Answer(error.to_string()))?;
+    let ask = async {
+        let response = sender.send_request(request).await?;
+        let is_success = response.status().is_success();
+        Ok::<_, hyper::Error>((is_success, response.into_body().collect().await?.to_bytes()))
+    };
+    tokio::pin!(connection);
+    tokio::pin!(ask);
+    // The connection must be driven while we wait; it may end before the answer was read out.
+    let (is_success, body) = tokio::select! {
+        answer = &mut ask => answer?,
+        ended = &mut connection => {
+            ended?;
+            ask.await?
+        }
+    };
+    if is_success {
+        return Ok(body);
+    }
+    match serde_json::from_slice(&body) {
+        Ok(problem) => Err(ClientError::Refused(problem)),
+        Err(error) => Err(ClientError::Answer(error.to_string())),
+    }
+}

@@ -1,0 +1,101 @@
+//! `evenkeel connections`: what is tracked, with filters.
+
+use std::net::IpAddr;
+
+use clap::Args;
+
+use super::table::{Table, duration};
+use super::{CliError, Shared, client, print, print_json};
+use crate::mgmt::api::{ConnectionFilter, Connections};
+
+#[derive(Debug, Args)]
+pub struct ConnectionsArgs {
+    /// Only of this service
+    #[arg(long, value_name = "NAME")]
+    pub service: Option<String>,
+    /// Only of backends of this name
+    #[arg(long, value_name = "NAME")]
+    pub backend: Option<String>,
+    /// Only of this client
+    #[arg(long, value_name = "ADDRESS")]
+    pub client: Option<IpAddr>,
+    /// Only in this state: established, syn_recv, fin_wait, udp, ...
+    #[arg(long)]
+    pub state: Option<String>,
+    /// At most so many
+    #[arg(long, default_value_t = 1000)]
+    pub limit: usize,
+}
+
+pub fn run(args: &ConnectionsArgs, shared: &Shared) -> Result<(), CliError> {
+    let filter = ConnectionFilter {
+        service: args.service.clone(),
+        backend: args.backend.clone(),
+        client: args.client,
+        state: args.state.clone(),
+        limit: args.limit,
+    };
+    let path = path(&filter);
+    let found: Connections = client::block_on(client::get(&shared.socket, &path))?;
+    if shared.json {
+        print_json(&found)
+    } else {
+        print(&render(&found))
+    }
+}
+
+/// The request's path and query.
+pub(super) fn path(filter: &ConnectionFilter) -> String {
+    let pairs = [
+        ("service", filter.service.clone()),
+        ("backend", filter.backend.clone()),
+        ("client", filter.client.map(|client| client.to_string())),
+        ("state", filter.state.clone()),
+        ("limit", Some(filter.limit.to_string())),
+    ];
+    let pairs = pairs
+        .into_iter()
+        .filter_map(|(key, value)| Some((key, value?)));
+    let query: Vec<String> = pairs
+        .map(|(key, value)| format!("{key}={}", encode(&value)))
+        .collect();
+    format!("/v1/connections?{}", query.join("&"))
+}
+
+/// Percent-encoding of everything but RFC 3986's unreserved characters.
+fn encode(text: &str) -> String {
+    let mut encoded = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(byte.into());
+        } else {
+            encoded += &format!("%{byte:02X}");
+        }
+    }
+    encoded
+}
+
+pub(super) fn render(found: &Connections) -> String {
+    let mut table = Table::new(&[
+        "Prot", " Expires", "State", "Client", "Virtual", "Backend", "Name",
+    ]);
+    for connection in &found.connections {
+        table.row(vec![
+            connection.protocol.to_uppercase(),
+            duration(connection.expires.into()),
+            connection.state.clone(),
+            connection.client.clone(),
+            connection.virtual_address.clone(),
+            connection.backend_address.clone(),
+            connection.backend.clone(),
+        ]);
+    }
+    let mut text = table.render();
+    if found.more {
+        text += &format!(
+            "... and more; raise --limit above {}\n",
+            found.connections.len()
+        );
+    }
+    text
+}

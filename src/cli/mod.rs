@@ -1,0 +1,123 @@
+//! The command line: what may be written, and one module per thing that is done. Everything but
+//! `run` ends at once: it reads a file, or asks a running evenkeel over its socket.
+//!
+//! Exit status: 0 done, 1 it could not be done (one line on standard error says why and what to do),
+//! 2 the command line itself is wrong.
+
+mod check;
+mod client;
+mod connections;
+mod ipvsadm;
+pub mod log;
+mod status;
+mod table;
+mod version;
+
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use thiserror::Error;
+
+use crate::mgmt::api::SocketError;
+use crate::mgmt::config::FileError;
+
+pub use client::ClientError;
+
+/// Why a command could not be done: one line that says what to do.
+#[derive(Debug, Error)]
+pub enum CliError {
+    #[error(transparent)]
+    Config(#[from] FileError),
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error("cannot write the output: {0}; check where it goes")]
+    Output(io::Error),
+    #[error("cannot start: {0}; check the limits on processes and open files")]
+    Runtime(io::Error),
+    #[error("cannot show this as JSON: {0}; leave out --json")]
+    Json(serde_json::Error),
+    /// Everything has been said on standard output.
+    #[error("")]
+    Said,
+}
+
+/// A layer-4 load balancer on DPDK.
+#[derive(Debug, Parser)]
+#[command(name = "evenkeel", version, max_term_width = 80)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    #[command(flatten)]
+    pub shared: Shared,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Args)]
+pub struct Shared {
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Socket of the running evenkeel
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        default_value = "/run/evenkeel/evenkeel.sock"
+    )]
+    pub socket: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Check a configuration and say what is wrong with it
+    Check(ConfigFile),
+    /// Show services and backends, ports, workers and drops
+    Status(status::StatusArgs),
+    /// List tracked connections
+    Connections(connections::ConnectionsArgs),
+    /// Print the versions of evenkeel and DPDK
+    Version,
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigFile {
+    /// Configuration file
+    #[arg(
+        long,
+        short,
+        value_name = "FILE",
+        default_value = "/etc/evenkeel/evenkeel.toml"
+    )]
+    pub config: PathBuf,
+}
+
+/// Does what the command line says.
+pub fn run(cli: Cli) -> Result<(), CliError> {
+    let shared = cli.shared;
+    match cli.command {
+        Command::Check(file) => check::run(&file, &shared),
+        Command::Status(args) => status::run(&args, &shared),
+        Command::Connections(args) => connections::run(&args, &shared),
+        Command::Version => version::run(&shared),
+    }
+}
+
+/// Writes to standard output. A reader that has seen enough (`| head`) is no fault.
+fn print(text: &str) -> Result<(), CliError> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.map_err(CliError::Output),
+    }
+}
+
+fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
+    let text = serde_json::to_string_pretty(value).map_err(CliError::Json)?;
+    print(&format!("{text}\n"))
+}

@@ -1,0 +1,18 @@
+//! The programming interface: HTTP and JSON on a Unix socket, where file permissions decide who may
+//! use it. It runs as tasks on the management thread and owns nothing but the sockets: every answer
+//! comes from the management loop, which it asks over a channel, so it never touches a worker.
+
+mod problem;
+mod request;
+mod server;
+mod socket;
+mod view;
+
+#[cfg(test)]
+mod tests;
+
+pub use problem::Problem;
+pub use request::{ConnectionFilter, Handle, Request};
+pub use server::serve;
+pub use socket::{Socket, SocketError, read_only_path};
+pub use view::*;

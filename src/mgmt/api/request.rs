@@ -1,0 +1,113 @@
+//! What the interface asks of the management loop. The loop owns all state, takes one request after
+//! another and answers each; an answer nobody waits for any more is dropped.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+use super::problem::Problem;
+use super::view::{Connections, ServiceStatus, Status};
+use crate::mgmt::config::Config;
+
+/// One question with the way back for its answer.
+#[derive(Debug)]
+pub enum Request {
+    Status(oneshot::Sender<Status>),
+    Connections {
+        filter: ConnectionFilter,
+        reply: oneshot::Sender<Connections>,
+    },
+    /// The configuration in use.
+    Config(oneshot::Sender<Arc<Config>>),
+}
+
+/// Which connections are wanted; what is `None` does not matter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConnectionFilter {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client: Option<IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    /// At most so many.
+    #[serde(default = "default_limit")]
+    pub limit: usize,
+}
+
+fn default_limit() -> usize {
+    1000
+}
+
+impl Default for ConnectionFilter {
+    fn default() -> Self {
+        ConnectionFilter {
+            service: None,
+            backend: None,
+            client: None,
+            state: None,
+            limit: default_limit(),
+        }
+    }
+}
+
+/// Asks the management loop.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    requests: mpsc::Sender<Request>,
+}
+
+/// How long a request waits for the loop, which answers within a moment unless it is stuck.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+impl Handle {
+    /// A handle and the end that the management loop reads.
+    pub fn new() -> (Handle, mpsc::Receiver<Request>) {
+        let (requests, receiver) = mpsc::channel(16);
+        (Handle { requests }, receiver)
+    }
+
+    pub async fn status(&self) -> Result<Status, Problem> {
+        self.ask(Request::Status).await
+    }
+
+    pub async fn service(&self, name: &str) -> Result<ServiceStatus, Problem> {
+        let status = self.status().await?;
+        let found = status
+            .services
+            .into_iter()
+            .find(|service| service.name == name);
+        found.ok_or_else(|| Problem::no_service(name))
+    }
+
+    pub async fn connections(&self, filter: ConnectionFilter) -> Result<Connections, Problem> {
+        self.ask(|reply| Request::Connections { filter, reply })
+            .await
+    }
+
+    pub async fn config(&self) -> Result<Arc<Config>, Problem> {
+        self.ask(Request::Config).await
+    }
+
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<T>) -> Request,
+    ) -> Result<T, Problem> {
+        let (sender, answer) = oneshot::channel();
+        let exchange = async {
+            self.requests.send(request(sender)).await.ok()?;
+            answer.await.ok()
+        };
+        match tokio::time::timeout(PATIENCE, exchange).await {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => Err(Problem::ending()),
+            Err(_) => Err(Problem::busy(PATIENCE)),
+        }
+    }
+}

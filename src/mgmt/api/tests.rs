@@ -1,0 +1,285 @@
+//! The interface over real Unix sockets, with a management loop of a few lines behind it.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::mgmt::config;
+
+/// A directory of its own that goes away with the test.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("evenkeel-api-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path).unwrap();
+        Scratch(path)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.0.join("run/evenkeel.sock")
+    }
+
+    fn files(&self) -> usize {
+        fs::read_dir(self.0.join("run")).unwrap().count()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Answers as a management loop does.
+async fn management(mut requests: mpsc::Receiver<Request>) {
+    let text = "[[port]]\nname = \"p\"\ndevice = \"net_null0\"\n";
+    let config = Arc::new(config::parse(text).unwrap());
+    while let Some(request) = requests.recv().await {
+        match request {
+            Request::Status(reply) => {
+                let web = ServiceStatus {
+                    name: "web".to_owned(),
+                    ..ServiceStatus::default()
+                };
+                let status = Status {
+                    generation: 7,
+                    services: vec![web],
+                    ..Status::default()
+                };
+                let _ = reply.send(status);
+            }
+            Request::Connections { filter, reply } => {
+                let connection = ConnectionStatus {
+                    service: filter.service.unwrap_or_default(),
+                    client: filter
+                        .client
+                        .map(|client| client.to_string())
+                        .unwrap_or_default(),
+                    ..ConnectionStatus::default()
+                };
+                let more = filter.limit == 1;
+                let _ = reply.send(Connections {
+                    connections: vec![connection],
+                    more,
+                });
+            }
+            Request::Config(reply) => {
+                let _ = reply.send(config.clone());
+            }
+        }
+    }
+}
+
+struct Answer {
+    status: StatusCode,
+    kind: String,
+    body: Bytes,
+}
+
+impl Answer {
+    fn json<T: serde::de::DeserializeOwned>(&self) -> T {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+}
+
+async fn ask(socket: &std::path::Path, method: &str, path: &str) -> Answer {
+    let stream = UnixStream::connect(socket).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    let driver = tokio::spawn(connection);
+    let request = hyper::Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "test")
+        .body(Empty::<Bytes>::new())
+        .unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    let status = response.status();
+    let kind = response.headers()["content-type"]
+        .to_str()
+        .unwrap()
+        .to_owned();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    driver.abort();
+    Answer { status, kind, body }
+}
+
+/// Runs `test` against a server with a management loop behind it.
+fn with_server<F: Future<Output = ()>>(name: &str, test: impl FnOnce(PathBuf) -> F) {
+    let scratch = Scratch::new(name);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let socket = Socket::claim(&scratch.socket()).unwrap();
+        let (handle, requests) = Handle::new();
+        let test = tokio::time::timeout(Duration::from_secs(20), test(scratch.socket()));
+        tokio::select! {
+            served = serve(&socket, handle) => panic!("the server ended: {served:?}"),
+            () = management(requests) => panic!("the handles are gone"),
+            ended = test => ended.expect("the test takes too long"),
+        }
+    });
+}
+
+#[test]
+fn views_are_served_on_both_sockets() {
+    with_server("views", async |socket| {
+        for socket in [socket.clone(), read_only_path(&socket)] {
+            let status = ask(&socket, "GET", "/v1/status").await;
+            assert_eq!(
+                (status.status, status.kind.as_str()),
+                (StatusCode::OK, "application/json")
+            );
+            assert_eq!(status.json::<Status>().generation, 7);
+            let services = ask(&socket, "GET", "/v1/services").await;
+            assert_eq!(services.json::<Vec<ServiceStatus>>()[0].name, "web");
+            let service = ask(&socket, "GET", "/v1/services/web").await;
+            assert_eq!(service.json::<ServiceStatus>().name, "web");
+        }
+    });
+}
+
+#[test]
+fn the_configuration_comes_as_toml() {
+    with_server("config", async |socket| {
+        let answer = ask(&socket, "GET", "/v1/config").await;
+        let text = String::from_utf8(answer.body.to_vec()).unwrap();
+        assert_eq!(config::parse(&text).unwrap().ports[0].name, "p");
+    });
+}
+
+#[test]
+fn connections_are_filtered_by_the_query() {
+    with_server("filter", async |socket| {
+        let path = "/v1/connections?service=a%26b%20c&client=2001%3Adb8%3A%3A1&limit=1";
+        let found: Connections = ask(&socket, "GET", path).await.json();
+        assert_eq!(found.connections[0].service, "a&b c");
+        assert_eq!(found.connections[0].client, "2001:db8::1");
+        assert!(found.more);
+        let found: Connections = ask(&socket, "GET", "/v1/connections").await.json();
+        assert!(!found.more, "the limit has a default");
+    });
+}
+
+#[test]
+fn errors_are_problem_details_that_say_what_to_do() {
+    with_server("problems", async |socket| {
+        let cases = [
+            ("GET", "/v1/services/none", 404, "no-such-service"),
+            ("GET", "/v2", 404, "no-such-path"),
+            ("DELETE", "/v1/status", 405, "wrong-method"),
+            ("GET", "/v1/connections?client=x", 400, "bad-query"),
+            ("GET", "/v1/connections?clint=192.0.2.1", 400, "bad-query"),
+            ("GET", "/v1/connections?limit=-1", 400, "bad-query"),
+        ];
+        for (method, path, status, kind) in cases {
+            let answer = ask(&socket, method, path).await;
+            assert_eq!(answer.kind, "application/problem+json", "{path}");
+            let problem: Problem = answer.json();
+            assert_eq!(answer.status.as_u16(), status, "{path}");
+            assert_eq!(problem.status, status, "{path}");
+            assert_eq!(
+                problem.kind,
+                format!("urn:evenkeel:problem:{kind}"),
+                "{path}"
+            );
+            assert!(
+                problem.detail.contains(';') && !problem.detail.contains('\n'),
+                "{problem:?}"
+            );
+        }
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stuck_or_ended_loop_is_told_apart() {
+    let (handle, requests) = Handle::new();
+    let problem = handle.status().await.unwrap_err();
+    assert_eq!(
+        (problem.status, problem.title.as_str()),
+        (503, "Management is busy")
+    );
+    drop(requests);
+    let problem = handle.status().await.unwrap_err();
+    assert_eq!(
+        (problem.status, problem.title.as_str()),
+        (503, "Shutting down")
+    );
+}
+
+#[test]
+fn a_second_instance_is_refused_and_named() {
+    let scratch = Scratch::new("second");
+    let first = Socket::claim(&scratch.socket()).unwrap();
+    let error = Socket::claim(&scratch.socket()).unwrap_err().to_string();
+    let expected = format!(
+        "another evenkeel (process {}) uses the socket {}; stop it, or set management.socket to another path",
+        std::process::id(),
+        scratch.socket().display()
+    );
+    assert_eq!(error, expected);
+    drop(first);
+    assert_eq!(scratch.files(), 0, "nothing is left behind");
+    Socket::claim(&scratch.socket()).expect("the next one may start");
+}
+
+#[test]
+fn what_a_killed_predecessor_left_is_replaced() {
+    let scratch = Scratch::new("stale");
+    fs::create_dir_all(scratch.0.join("run")).unwrap();
+    drop(UnixListener::bind(scratch.socket()).unwrap());
+    fs::write(scratch.0.join("run/evenkeel.sock.lock"), "4242").unwrap();
+    let socket = Socket::claim(&scratch.socket()).unwrap();
+    let mode = |path: PathBuf| {
+        let found = fs::metadata(path).unwrap();
+        assert!(found.file_type().is_socket());
+        found.permissions().mode() & 0o777
+    };
+    assert_eq!(mode(scratch.socket()), 0o660);
+    assert_eq!(mode(read_only_path(&scratch.socket())), 0o666);
+    assert_eq!(socket.path(), scratch.socket());
+}
+
+#[test]
+fn what_is_no_socket_is_left_alone() {
+    let scratch = Scratch::new("file");
+    fs::create_dir_all(scratch.0.join("run")).unwrap();
+    fs::write(scratch.socket(), "mine").unwrap();
+    let error = Socket::claim(&scratch.socket()).unwrap_err().to_string();
+    assert!(error.contains("is no socket; remove it"), "{error}");
+    assert_eq!(fs::read_to_string(scratch.socket()).unwrap(), "mine");
+    assert_eq!(scratch.files(), 1, "the lock went away");
+}
+
+#[test]
+fn unusable_paths_are_refused_in_one_line() {
+    let scratch = Scratch::new("paths");
+    let long = scratch.0.join("n".repeat(120));
+    let error = Socket::claim(&long).unwrap_err().to_string();
+    assert!(error.contains("is longer than the system takes"), "{error}");
+    fs::write(scratch.0.join("file"), "").unwrap();
+    let error = Socket::claim(&scratch.0.join("file/evenkeel.sock"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("cannot create ") && error.contains("check management.socket"),
+        "{error}"
+    );
+    assert!(!error.contains('\n'));
+}

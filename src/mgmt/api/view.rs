@@ -1,0 +1,197 @@
+//! What the interface shows: plain data, the same in JSON, in the command line's tables and in
+//! whatever else presents it. Counts are totals since start unless a name says otherwise; names and
+//! tokens are spelled as in the configuration.
+
+use serde::{Deserialize, Serialize};
+
+/// Everything `evenkeel status` shows.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    pub uptime_seconds: u64,
+    /// Number of the configuration that the workers use; every change makes a new one.
+    pub generation: u64,
+    pub services: Vec<ServiceStatus>,
+    pub ports: Vec<PortStatus>,
+    pub workers: Vec<WorkerStatus>,
+    /// Reasons with a count above zero.
+    pub drops: Vec<Reason>,
+    /// Reasons why packets were given to management or the kernel, above zero.
+    pub passed: Vec<Reason>,
+    /// Sentences an operator should know: what fell back to software, what waits.
+    pub notes: Vec<String>,
+}
+
+/// Packets and connections of a service or backend. "In" is from clients, "out" is to them; methods
+/// in which replies do not pass the balancer count none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    pub connections: u64,
+    pub in_packets: u64,
+    pub out_packets: u64,
+    /// From the IP header on.
+    pub in_bytes: u64,
+    pub out_bytes: u64,
+}
+
+impl Traffic {
+    /// What was added since `before`; nothing where a counter was reset in between.
+    pub fn since(self, before: Traffic) -> Traffic {
+        Traffic {
+            connections: self.connections.saturating_sub(before.connections),
+            in_packets: self.in_packets.saturating_sub(before.in_packets),
+            out_packets: self.out_packets.saturating_sub(before.out_packets),
+            in_bytes: self.in_bytes.saturating_sub(before.in_bytes),
+            out_bytes: self.out_bytes.saturating_sub(before.out_bytes),
+        }
+    }
+
+    /// The sum of several.
+    pub fn sum(parts: impl Iterator<Item = Traffic>) -> Traffic {
+        parts.fold(Traffic::default(), |sum, part| Traffic {
+            connections: sum.connections + part.connections,
+            in_packets: sum.in_packets + part.in_packets,
+            out_packets: sum.out_packets + part.out_packets,
+            in_bytes: sum.in_bytes + part.in_bytes,
+            out_bytes: sum.out_bytes + part.out_bytes,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    pub name: String,
+    /// As in the configuration: `tcp:192.0.2.80:80`.
+    pub listen: Vec<String>,
+    pub method: String,
+    pub scheduler: String,
+    /// Options that change who is chosen, in ipvsadm's spelling: `persistent 300`, `sh-port`.
+    pub flags: Vec<String>,
+    /// Of all backends, removed ones that still have connections included.
+    #[serde(flatten)]
+    pub traffic: Traffic,
+    pub backends: Vec<BackendStatus>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct BackendStatus {
+    pub name: String,
+    pub address: String,
+    /// `null`: the port that the client addressed.
+    pub port: Option<u16>,
+    pub method: String,
+    /// As configured.
+    pub weight: u32,
+    /// As the scheduler uses it now.
+    pub effective_weight: u32,
+    /// Why the effective weight differs from the configured one.
+    pub reason: Option<String>,
+    pub state: BackendState,
+    /// TCP connections established, and live UDP flows.
+    pub active: u64,
+    /// All other tracked connections.
+    pub inactive: u64,
+    #[serde(flatten)]
+    pub traffic: Traffic,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BackendState {
+    #[default]
+    Up,
+    Down,
+    Draining,
+    /// Its next hop does not answer.
+    Unreachable,
+    /// Removed from the configuration and still named by connections.
+    Removed,
+}
+
+impl BackendState {
+    pub fn name(self) -> &'static str {
+        match self {
+            BackendState::Up => "up",
+            BackendState::Down => "down",
+            BackendState::Draining => "draining",
+            BackendState::Unreachable => "unreachable",
+            BackendState::Removed => "removed",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PortStatus {
+    pub name: String,
+    pub device: String,
+    pub driver: String,
+    pub mac: String,
+    pub link_up: bool,
+    /// Mbit/s; `null` when the device does not say.
+    pub speed: Option<u32>,
+    pub mtu: u16,
+    pub rx_packets: u64,
+    pub rx_bytes: u64,
+    pub tx_packets: u64,
+    pub tx_bytes: u64,
+    /// Packets that the device had no room for.
+    pub rx_missed: u64,
+    pub rx_errors: u64,
+    pub tx_errors: u64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    pub worker: u16,
+    pub core: u16,
+    pub received: u64,
+    pub generated: u64,
+    pub transmitted: u64,
+    pub dropped: u64,
+    pub passed: u64,
+    pub handed_over: u64,
+    /// Packets it holds at this moment.
+    pub held: u64,
+    /// Share of its time spent on packets since the last status, in percent; `null` if not measured.
+    pub busy: Option<u8>,
+    pub connections: u64,
+    /// Connections that its table can hold.
+    pub capacity: u64,
+    /// Commands that it has not taken yet.
+    pub commands_waiting: u64,
+}
+
+/// A count with its token and a sentence about it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Reason {
+    pub reason: String,
+    pub count: u64,
+    pub explanation: String,
+}
+
+/// One tracked connection.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ConnectionStatus {
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// `address:port`, IPv6 in brackets.
+    pub client: String,
+    pub virtual_address: String,
+    pub backend_address: String,
+    pub service: String,
+    pub backend: String,
+    pub method: String,
+    /// As timeouts are called in the configuration: `established`, `fin_wait`, `udp`.
+    pub state: String,
+    /// Seconds until it is forgotten, if no packet comes.
+    pub expires: u32,
+    pub worker: u16,
+}
+
+/// What `evenkeel connections` shows.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Connections {
+    pub connections: Vec<ConnectionStatus>,
+    /// Whether the limit cut the list short.
+    pub more: bool,
+}
