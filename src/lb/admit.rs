@@ -181,10 +181,10 @@ fn new_conn<A: Tracked>(
         protocol: packet.key.protocol,
         state,
         flags: embryonic | two_way | active,
-        unused: 0,
+        group: 0,
         local_port: 0,
         local_address: 0,
-        reserved: 0,
+        local_index: 0,
         pad: A::Pad::default(),
     }
 }

@@ -169,6 +169,8 @@ pub mod flag {
     pub const TWO_WAY: u8 = 4;
     /// The source is rewritten to a local address (FullNAT).
     pub const FULL_NAT: u8 = 8;
+    /// The backend sent the first FIN, so its end stays in TIME_WAIT (full view alone).
+    pub const BACKEND_CLOSED: u8 = 16;
 }
 
 /// One connection: 32 bytes for IPv4, 64 for IPv6. All zero is an empty slot.
@@ -187,11 +189,12 @@ pub struct Conn<A: Address> {
     pub protocol: u8,
     pub state: State,
     pub flags: u8,
-    pub unused: u8,
-    /// FullNAT: the local port and the index of the local address.
+    /// FullNAT: the backend group, the local port, the index of the local address, and the port's
+    /// index in its pool.
+    pub group: u8,
     pub local_port: u16,
     pub local_address: u16,
-    pub reserved: u16,
+    pub local_index: u16,
     pub pad: A::Pad,
 }
 

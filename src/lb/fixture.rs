@@ -256,10 +256,10 @@ pub fn conn(client: &str, vip: &str) -> Conn<Ipv4Addr> {
         protocol: protocol::TCP,
         state: State::Established,
         flags: 0,
-        unused: 0,
+        group: 0,
         local_port: 0,
         local_address: 0,
-        reserved: 0,
+        local_index: 0,
         pad: [],
     }
 }

@@ -14,6 +14,7 @@ pub mod fixture;
 pub mod flow;
 pub mod forward;
 pub mod frame;
+pub mod fullnat;
 pub mod maglev;
 pub mod owner;
 pub mod parse;

@@ -18,22 +18,49 @@ use super::snapshot::{FastMap, FastSet};
 /// The pattern that the RSS key repeats.
 pub const PATTERN: u16 = 0x6d5a;
 
+/// Undoes a multiplication by [`PATTERN`]: in this ring the 16th power of any number of odd
+/// weight is one.
+const INVERSE: u16 = {
+    let mut power = 1;
+    let mut n = 0;
+    while n < 15 {
+        power = product(power, PATTERN);
+        n += 1;
+    }
+    power
+};
+
+/// The carry-less product modulo x^16 + 1.
+#[inline(always)]
+const fn product(a: u16, b: u16) -> u16 {
+    let mut result = 0;
+    let mut at = 0;
+    while at < 16 {
+        if b >> at & 1 == 1 {
+            result ^= a.rotate_left(at);
+        }
+        at += 1;
+    }
+    result
+}
+
 /// The 16 bits that the Toeplitz hash of an input consists of, twice over. `words` is the
 /// exclusive or of the input's big-endian 16-bit words.
 #[inline(always)]
 pub fn toeplitz(words: u16) -> u16 {
-    // Input bit i (from the top) contributes the pattern rotated left by i: a carry-less product
-    // of the pattern and the input's bits in reverse.
-    let bits = words.reverse_bits();
-    let mut hash = 0;
-    let mut at = 0;
-    while at < 16 {
-        if PATTERN >> at & 1 == 1 {
-            hash ^= bits.rotate_left(at);
-        }
-        at += 1;
-    }
-    hash
+    // Input bit i (from the top) contributes the pattern rotated left by i.
+    product(words.reverse_bits(), PATTERN)
+}
+
+/// The hash of a FullNAT reply's destination.
+#[inline(always)]
+pub fn local_hash<A: Address>(local: A, port: u16) -> u16 {
+    toeplitz(words(local) ^ port)
+}
+
+/// The port of `local` with this hash: the hash is one to one in the port.
+pub fn local_port<A: Address>(local: A, hash: u16) -> u16 {
+    product(hash, INVERSE).reverse_bits() ^ words(local)
 }
 
 #[inline(always)]
@@ -47,8 +74,9 @@ fn words<A: Address>(address: A) -> u16 {
 /// How flows are dealt to workers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ownership {
-    /// Entries of the smallest redirection table (RETA) among the ports. Entry i of every port's
-    /// table names queue `i % reta % workers`.
+    /// Entries of the smallest redirection table (RETA) among the ports, a power of two (any other
+    /// number is taken for the next lower one). Entry i of every port's table names queue
+    /// `i % reta % workers`.
     pub reta: u16,
     pub workers: u8,
     /// The queues that packets come in on prove nothing: each worker computes the owner of every
@@ -72,9 +100,14 @@ impl Ownership {
     /// The worker for a Toeplitz hash.
     #[inline(always)]
     pub fn worker(self, hash: u16) -> u8 {
-        let whole = u32::from(hash) << 16 | u32::from(hash);
-        let entry = whole % u32::from(self.reta.max(1));
-        (entry % u32::from(self.workers.max(1))) as u8
+        let entry = hash & (self.reta() - 1);
+        (u32::from(entry) % u32::from(self.workers.max(1))) as u8
+    }
+
+    /// The RETA's size, made sure of.
+    #[inline(always)]
+    pub fn reta(self) -> u16 {
+        1 << self.reta.max(1).ilog2()
     }
 
     /// The owner of a flow of which only the client's packets pass here.

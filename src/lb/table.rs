@@ -20,6 +20,12 @@ pub const WAYS: usize = 32;
 pub struct Slot(u32);
 
 impl Slot {
+    /// The slot of this index, as [`Slot::index`] gave it.
+    #[inline(always)]
+    pub(super) fn at(index: u32) -> Self {
+        Self(index)
+    }
+
     pub fn index(self) -> usize {
         self.0 as usize
     }

@@ -1,0 +1,240 @@
+use super::*;
+use crate::lb::fixture;
+use proptest::prelude::*;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+const LOCAL: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 200);
+
+fn ownership(reta: u16, workers: u8) -> Ownership {
+    Ownership {
+        reta,
+        workers,
+        compute: true,
+    }
+}
+
+fn conn(lease: Lease) -> Conn<Ipv4Addr> {
+    let mut conn = fixture::conn("10.9.9.9:1000", "192.0.2.80:80");
+    lease.write(&mut conn);
+    conn
+}
+
+fn exhaust<A: Address>(ports: &mut LocalPorts, group: u8, local: A) -> Vec<Lease> {
+    std::iter::from_fn(|| ports.take(0, group, local, 100)).collect()
+}
+
+#[test]
+fn the_port_of_a_hash_is_the_one_with_that_hash() {
+    let v6 = Ipv6Addr::new(0x2001, 0xdb8, 1, 2, 3, 4, 5, 6);
+    for hash in 0..=u16::MAX {
+        assert_eq!(local_hash(LOCAL, local_port(LOCAL, hash)), hash);
+        assert_eq!(local_hash(v6, local_port(v6, hash)), hash);
+    }
+}
+
+/// Together the workers use every port but the reserved ones, each only those whose replies come
+/// to it, and none twice.
+#[test]
+fn the_workers_share_all_ports_by_who_gets_the_replies() {
+    let v6 = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+    for (reta, workers) in [(1, 1), (128, 1), (128, 4), (128, 3), (512, 7), (64, 64)] {
+        let ownership = ownership(reta, workers);
+        let (mut v4_ports, mut v6_ports) = (HashSet::new(), HashSet::new());
+        for worker in 0..workers {
+            let mut ports = LocalPorts::new(1, 2, ownership, worker).expect("memory");
+            for lease in exhaust(&mut ports, 0, LOCAL) {
+                assert_eq!(ownership.two_way(LOCAL, lease.port), worker);
+                assert!(lease.port >= FIRST_PORT && v4_ports.insert(lease.port));
+                let cell = ports.cell(0, 0, LOCAL, lease.port).expect("ours");
+                assert_eq!(cell, ports.place(&lease));
+            }
+            for lease in exhaust(&mut ports, 1, v6) {
+                assert_eq!(ownership.two_way(v6, lease.port), worker);
+                assert!(lease.port >= FIRST_PORT && v6_ports.insert(lease.port));
+            }
+        }
+        // At most one port a worker is lost to the end mark.
+        let all = 65536 - usize::from(FIRST_PORT);
+        for found in [v4_ports.len(), v6_ports.len()] {
+            assert!((all - 1..=all).contains(&found), "{found} of {all}");
+        }
+    }
+}
+
+#[test]
+fn a_port_of_another_worker_has_no_cell() {
+    let ownership = ownership(128, 4);
+    let ports = LocalPorts::new(1, 1, ownership, 2).expect("memory");
+    for port in 0..=u16::MAX {
+        let ours = ownership.two_way(LOCAL, port) == 2;
+        assert_eq!(ports.cell(0, 0, LOCAL, port).is_some(), ours);
+    }
+    assert_eq!(ports.cell(1, 0, LOCAL, 5000), None, "no such address");
+    let nobody = LocalPorts::new(0, 1, ownership, 2).expect("memory");
+    assert_eq!(nobody.cell(0, 0, LOCAL, 5000), None);
+    assert_eq!(nobody.slot(0), None);
+}
+
+#[test]
+fn backends_of_different_groups_share_ports_and_one_group_never_does() {
+    let mut ports = LocalPorts::new(1, 8, ownership(128, 4), 0).expect("memory");
+    let of = |ports: &LocalPorts, n| ports.group(6, Ipv4Addr::new(10, 0, 1, n), 8080);
+    let groups: HashSet<u8> = (1..9).map(|n| of(&ports, n)).collect();
+    assert!(groups.len() > 4, "8 neighbours in {} groups", groups.len());
+    let one = exhaust(&mut ports, 0, LOCAL);
+    let two = exhaust(&mut ports, 1, LOCAL);
+    assert!(one.len() > 15_000 && one.len() == two.len());
+    assert_eq!(one[7].port, two[7].port);
+    assert_eq!(ports.usage().0, 2 * one.len() as u64);
+    assert_eq!(ports.fullest(0..8), 1000);
+    assert_eq!(ports.fullest(2..8), 0);
+}
+
+#[test]
+fn freed_ports_come_back_oldest_first_after_all_new_ones() {
+    let mut ports = LocalPorts::new(1, 1, ownership(128, 4), 1).expect("memory");
+    let leases = exhaust(&mut ports, 0, LOCAL);
+    for lease in [leases[5], leases[3], leases[9]] {
+        ports.release(&conn(lease), 100);
+    }
+    ports.give_back(leases[4]);
+    let order = [leases[5], leases[3], leases[9], leases[4]].map(Some);
+    assert_eq!([(); 4].map(|()| ports.take(0, 0, LOCAL, 100)), order);
+    assert_eq!(ports.take(0, 0, LOCAL, 100), None);
+}
+
+#[test]
+fn the_port_of_a_backend_that_closed_first_is_held_unless_need_be() {
+    let mut ports = LocalPorts::new(1, 1, ownership(128, 4), 1).expect("memory");
+    let leases = exhaust(&mut ports, 0, LOCAL);
+    for (lease, last_seen) in [(leases[0], 1000), (leases[1], 1010)] {
+        let mut conn = conn(lease);
+        (conn.flags, conn.last_seen) = (conn.flags | flag::BACKEND_CLOSED, last_seen);
+        ports.release(&conn, 1010);
+    }
+    assert_eq!(ports.take(0, 0, LOCAL, 1000 + HOLD - 1), None);
+    assert_eq!(ports.take(0, 0, LOCAL, 1000 + HOLD), Some(leases[0]));
+    assert_eq!(ports.take(0, 0, LOCAL, 1000 + HOLD), None);
+    assert_eq!(ports.take_held(0, 0, LOCAL), Some(leases[1]));
+    assert_eq!(ports.take_held(0, 0, LOCAL), None);
+    // Forgotten long after the backend did, it is free at once.
+    let mut old = conn(leases[2]);
+    (old.flags, old.last_seen) = (old.flags | flag::BACKEND_CLOSED, 1000);
+    ports.release(&old, 1000 + HOLD);
+    assert_eq!(ports.take(0, 0, LOCAL, 1000 + HOLD), Some(leases[2]));
+}
+
+#[test]
+fn the_connection_over_for_the_longest_gives_way_first() {
+    let mut ports = LocalPorts::new(1, 1, ownership(128, 4), 1).expect("memory");
+    let leases = exhaust(&mut ports, 0, LOCAL);
+    for (n, lease) in leases[..4].iter().enumerate() {
+        ports.settled(&conn(*lease), Slot::at(n as u32));
+    }
+    assert_eq!(ports.longest_over(0, 0), None);
+    for n in [2, 0, 2, 3] {
+        ports.over(&conn(leases[n]));
+    }
+    assert_eq!(ports.longest_over(0, 0), Some(Slot::at(2)));
+    // The table moves it, and it still is the one.
+    ports.settled(&conn(leases[2]), Slot::at(77));
+    assert_eq!(ports.longest_over(0, 0), Some(Slot::at(77)));
+    ports.release(&conn(leases[2]), 100);
+    assert_eq!(ports.longest_over(0, 0), Some(Slot::at(0)));
+    assert_eq!(ports.slot(ports.place(&leases[2])), None);
+}
+
+#[test]
+fn two_million_ports_take_16_megabytes() {
+    let ports = LocalPorts::new(4, 8, ownership(128, 1), 0).expect("memory");
+    let each = ports.memory() as f64 / ports.usage().1 as f64;
+    assert!((8.0..8.6).contains(&each), "{each} bytes a port");
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Take,
+    Over(usize),
+    Move(usize, u32),
+    Release(usize, bool),
+}
+
+proptest! {
+    /// Against a model of three queues and a map. 256 ports: reta 256, worker 0 of 256.
+    #[test]
+    fn behaves_as_queues_and_a_map(steps in prop::collection::vec(
+        (0..6u8, any::<u16>(), any::<bool>()).prop_map(|(kind, n, held)| match kind {
+            0..=2 => Step::Take,
+            3 => Step::Over(n.into()),
+            4 => Step::Move(n.into(), u32::from(n) + 1000),
+            _ => Step::Release(n.into(), held),
+        }), 1..900))
+    {
+        let mut ports = LocalPorts::new(1, 1, ownership(256, 255), 7).expect("memory");
+        let mut fresh = exhaust(&mut ports, 0, LOCAL).len();
+        ports = LocalPorts::new(1, 1, ownership(256, 255), 7).expect("memory");
+        let mut live: Vec<(Conn<Ipv4Addr>, u32)> = Vec::new();
+        let (mut free, mut held, mut over) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
+        let mut slots = 0;
+        for step in steps {
+            match step {
+                Step::Take => {
+                    let want = if fresh > 0 { fresh -= 1; None } else { free.pop_front() };
+                    let lease = ports.take(0, 0, LOCAL, 100);
+                    let lease = match lease {
+                        Some(lease) => Some(lease),
+                        None => {
+                            prop_assert_eq!(want, None);
+                            prop_assert_eq!(ports.longest_over(0, 0).is_some(), !over.is_empty());
+                            let lease = ports.take_held(0, 0, LOCAL);
+                            prop_assert_eq!(lease.map(|l| l.port), held.pop_front());
+                            lease
+                        }
+                    };
+                    let Some(lease) = lease else { continue };
+                    if let Some(want) = want {
+                        prop_assert_eq!(lease.port, want);
+                    }
+                    slots += 1;
+                    ports.settled(&conn(lease), Slot::at(slots));
+                    live.push((conn(lease), slots));
+                }
+                Step::Over(n) if !live.is_empty() => {
+                    let (conn, _) = live[n % live.len()];
+                    ports.over(&conn);
+                    if !over.contains(&conn.local_port) {
+                        over.push_back(conn.local_port);
+                    }
+                }
+                Step::Move(n, slot) if !live.is_empty() => {
+                    let count = live.len();
+                    let (conn, place) = &mut live[n % count];
+                    *place = slot;
+                    ports.settled(conn, Slot::at(slot));
+                }
+                Step::Release(n, hold) if !live.is_empty() => {
+                    let (mut conn, _) = live.swap_remove(n % live.len());
+                    conn.last_seen = 90;
+                    if hold {
+                        conn.flags |= flag::BACKEND_CLOSED;
+                        held.push_back(conn.local_port);
+                    } else {
+                        free.push_back(conn.local_port);
+                    }
+                    over.retain(|&port| port != conn.local_port);
+                    ports.release(&conn, 100);
+                }
+                _ => {}
+            }
+            prop_assert_eq!(ports.usage().0 as usize, live.len());
+            let named: HashMap<u16, u32> = live.iter().map(|(c, s)| (c.local_port, *s)).collect();
+            let first = over.front().map(|port| Slot::at(named[port]));
+            prop_assert_eq!(ports.longest_over(0, 0), first);
+            for (conn, slot) in &live {
+                let cell = ports.cell(0, 0, LOCAL, conn.local_port).expect("ours");
+                prop_assert_eq!(ports.slot(cell), Some(Slot::at(*slot)));
+            }
+        }
+    }
+}
