@@ -271,7 +271,7 @@ impl LocalPorts {
     fn lease<A: Address>(&self, address: u16, group: u8, local: A, index: u16) -> Lease {
         let own = self.entries.len();
         let entry = self.entries[usize::from(index) % own];
-        let high = usize::from(index) / own << self.reta_bits;
+        let high = (usize::from(index) / own) << self.reta_bits;
         Lease {
             address,
             group,
