@@ -1,28 +1,30 @@
 //! A packet without a connection: is it for a service, may it open one, and at which backend?
 //! The slow path of [`super::shard`]; still no allocation and no lock.
 
-use super::conn::{Conn, State, flag};
+use super::conn::{Conn, From, State, flag, next_state};
 use super::counters::DropReason;
 use super::flow::protocol;
 use super::forward::nat;
 use super::frame::Frame;
 use super::maglev::stable_hash;
 use super::parse::{Packet, tcp};
+use super::schedule::{Candidates, by_hash};
 use super::shard::{Shard, Tracked, to_backend, uncount};
 use super::snapshot::{Backend, BackendState, Service, Snapshot, Untracked, WhenNoBackend};
 use super::table::{Full, Slot};
-use super::{Now, Pass, Verdict};
+use super::{Now, Outbox, Pass, Verdict, icmp};
 
 impl Shard {
     #[cold]
     #[inline(never)]
-    pub(super) fn admit<A: Tracked, F: Frame>(
+    pub(super) fn admit<A: Tracked, O: Outbox>(
         &mut self,
         snapshot: &Snapshot,
         now: Now,
-        frame: &mut F,
+        frame: &mut O::Frame,
         packet: &Packet<A>,
         hash: u64,
+        outbox: &mut O,
     ) -> Verdict {
         let key = &packet.key;
         if key.source.is_invalid_source() || snapshot.own.contains(&key.source.into()) {
@@ -35,14 +37,47 @@ impl Shard {
         let Some(service) = found.and_then(|id| snapshot.service(id)) else {
             return Verdict::Pass(Pass::Local);
         };
-        let opens =
-            key.protocol == protocol::UDP || packet.tcp_flags & (tcp::SYN | tcp::RST) == tcp::SYN;
-        if !opens && (packet.tcp_flags & tcp::RST != 0 || !takes_untracked(service)) {
-            return Verdict::Drop(DropReason::Untracked);
+        if icmp::ttl::<A>(&frame.bytes()[usize::from(packet.l3)..]) <= 1 {
+            return self.expired(snapshot, now, frame, packet, key.destination);
         }
-        let Some(backend) = self.choose(snapshot, service, packet, hash) else {
-            return Verdict::Drop(DropReason::NoBackend);
+        if !opens(packet) {
+            let reason = DropReason::Untracked;
+            match service.untracked {
+                _ if packet.tcp_flags & tcp::RST != 0 => return Verdict::Drop(reason),
+                Untracked::Hash => {}
+                Untracked::Reset => return self.reset(snapshot, now, frame, packet, reason),
+                Untracked::Drop => return Verdict::Drop(reason),
+            }
+        }
+        let backend = match self.choose(snapshot, service, packet, hash) {
+            Ok(backend) => backend,
+            Err(reason) => return self.no_backend(snapshot, now, frame, packet, service, reason),
         };
+        if let Err(reason) = self.track(service, backend, packet, now, hash) {
+            return Verdict::Drop(reason);
+        }
+        self.clamp(snapshot, backend, frame.bytes_mut(), packet);
+        let verdict = to_backend(frame, packet, backend, hash);
+        if let Verdict::Drop(reason) = verdict {
+            return self.undelivered(snapshot, now, frame, packet, backend, hash, reason, outbox);
+        }
+        self.count_in(backend, packet);
+        verdict
+    }
+
+    /// Makes the entry of a new flow.
+    fn track<A: Tracked>(
+        &mut self,
+        service: &Service,
+        backend: &Backend,
+        packet: &Packet<A>,
+        now: Now,
+        hash: u64,
+    ) -> Result<(), DropReason> {
+        if service.one_packet && packet.key.protocol == protocol::UDP {
+            self.counters.stateless.add(1);
+            return Ok(());
+        }
         let conn = new_conn(service, backend, packet, now);
         match A::table_mut(&mut self.tables).insert(hash, conn) {
             Ok(inserted) => {
@@ -56,16 +91,9 @@ impl Shard {
             Err(Full) if !service.method.is_two_way() && service.scheduler.is_hash() => {
                 self.counters.stateless.add(1);
             }
-            Err(Full) => return Verdict::Drop(DropReason::TableFull),
+            Err(Full) => return Err(DropReason::TableFull),
         }
-        let verdict = to_backend(frame, packet, backend);
-        if let (Verdict::Transmit(_), Some(counters)) =
-            (verdict, self.counters.backends.get(backend.id.0 as usize))
-        {
-            counters.in_packets.add(1);
-            counters.in_bytes.add(u64::from(packet.length));
-        }
-        verdict
+        Ok(())
     }
 
     fn count_new<A: Tracked>(&self, conn: &Conn<A>) {
@@ -89,7 +117,7 @@ impl Shard {
         service: &Service,
         packet: &Packet<A>,
         hash: u64,
-    ) -> Option<&'s Backend> {
+    ) -> Result<&'s Backend, DropReason> {
         let key = &packet.key;
         let port = if service.hash_port {
             key.source_port
@@ -113,14 +141,30 @@ impl Shard {
             let end = nat::Endpoint { address, port };
             reply_owner::<A>(A::table(tables), snapshot, packet, hash, end).is_none()
         };
-        let found = self.scheduling.pick(snapshot, service, client, |backend| {
-            backend.is_eligible() && distinct(backend)
-        });
-        if found.is_some() || service.when_no_backend != WhenNoBackend::UseAll {
-            return found;
-        }
-        self.scheduling.pick(snapshot, service, client, |backend| {
-            backend.state != BackendState::Removed && backend.weight > 0 && distinct(backend)
+        let candidates = Candidates {
+            snapshot,
+            ids: &service.backends,
+        };
+        let scheduling = &mut self.scheduling;
+        let mut pick = |usable: &dyn Fn(&Backend) -> bool| {
+            if opens(packet) {
+                scheduling.pick(snapshot, service, client, usable)
+            } else {
+                // Whatever schedules new flows, one under way can be found again by hash alone.
+                by_hash(service, &candidates, client, usable)
+            }
+        };
+        let all = service.when_no_backend == WhenNoBackend::UseAll;
+        let usable: &dyn Fn(&Backend) -> bool = match candidates.iter().any(Backend::is_eligible) {
+            true => &Backend::is_eligible,
+            false if all => &|b: &Backend| b.state != BackendState::Removed && b.weight > 0,
+            false => return Err(DropReason::NoBackend),
+        };
+        pick(&|backend| usable(backend) && distinct(backend)).ok_or_else(|| {
+            match candidates.iter().any(usable) {
+                true => DropReason::ReplyConflict,
+                false => DropReason::NoBackend,
+            }
         })
     }
 }
@@ -144,8 +188,9 @@ fn reply_owner<A: Tracked>(
     table.find(hash, |conn| super::shard::is_reply(snapshot, conn, &reply))
 }
 
-fn takes_untracked(service: &Service) -> bool {
-    service.untracked == Untracked::Hash || service.scheduler.is_hash()
+/// UDP, or a SYN (with or without ACK, as IPVS has it).
+fn opens<A: Tracked>(packet: &Packet<A>) -> bool {
+    packet.key.protocol == protocol::UDP || packet.tcp_flags & (tcp::SYN | tcp::RST) == tcp::SYN
 }
 
 fn new_conn<A: Tracked>(
@@ -154,21 +199,19 @@ fn new_conn<A: Tracked>(
     packet: &Packet<A>,
     now: Now,
 ) -> Conn<A> {
+    let half = !service.method.is_two_way();
     let state = match packet.key.protocol {
         protocol::UDP => State::Udp,
-        _ if packet.tcp_flags & tcp::SYN != 0 => State::SynRecv,
-        _ => State::Established,
+        _ => match next_state(State::None, From::Client, half, packet.tcp_flags) {
+            State::None => State::Established,
+            state => state,
+        },
     };
-    let embryonic = if state == State::Established {
-        0
-    } else {
-        flag::EMBRYONIC
+    let embryonic = match state {
+        State::SynRecv | State::Udp => flag::EMBRYONIC,
+        _ => 0,
     };
-    let two_way = if service.method.is_two_way() {
-        flag::TWO_WAY
-    } else {
-        0
-    };
+    let two_way = if half { 0 } else { flag::TWO_WAY };
     let active = if state.is_active() { flag::ACTIVE } else { 0 };
     Conn {
         client: packet.key.source,

@@ -147,6 +147,8 @@ pub struct WorkerCounters {
     /// Packets forwarded by the consistent hash without an entry.
     pub stateless: Counter,
     pub new_connections: Counter,
+    /// ICMP errors and resets not sent because of their rate limit.
+    pub unanswered: Counter,
     pub expired: Counter,
     pub evicted: Counter,
     /// Gauges of the tables, in entries.
@@ -176,6 +178,7 @@ impl WorkerCounters {
             taken_over: Counter::default(),
             stateless: Counter::default(),
             new_connections: Counter::default(),
+            unanswered: Counter::default(),
             expired: Counter::default(),
             evicted: Counter::default(),
             table_v4: Counter::default(),

@@ -304,6 +304,8 @@ impl Lab {
             when_no_backend: WhenNoBackend::Drop,
             untracked: Untracked::Drop,
             timeouts: Timeouts::default(),
+            one_packet: false,
+            mss_clamp: 0,
         };
         let vips = [VIP, VIP6].map(|text| match text.parse::<SocketAddr>() {
             Ok(endpoint) => endpoint.ip(),
@@ -428,6 +430,7 @@ fn backend(n: u32, method: ForwardMethod, weight: u32) -> Backend {
         },
         service: ServiceId(0),
         id: BackendId(n),
+        outer_spread: 0,
         address: Ipv4Addr::from_bits(0x0a00_0101 + n).into(),
         outer_source: Ipv4Addr::new(10, 0, 1, 254).into(),
         weight,

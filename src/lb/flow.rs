@@ -26,6 +26,8 @@ pub trait Address: Copy + Eq + Hash + Ord + Debug + Send + Sync + Into<IpAddr> +
     /// Where source and destination stand in the IP header.
     const SOURCE_AT: usize;
     const DESTINATION_AT: usize;
+    /// The address in network byte order at the start of `bytes`.
+    fn read(bytes: &[u8]) -> Self;
     /// Writes the address, in network byte order, to the start of `bytes`.
     fn write(self, bytes: &mut [u8]);
     /// The address of this family inside `any`.
@@ -48,6 +50,11 @@ impl Address for Ipv4Addr {
             IpAddr::V4(address) => Some(address),
             IpAddr::V6(_) => None,
         }
+    }
+
+    #[inline(always)]
+    fn read(bytes: &[u8]) -> Self {
+        Self::from([bytes[0], bytes[1], bytes[2], bytes[3]])
     }
 
     #[inline(always)]
@@ -79,6 +86,13 @@ impl Address for Ipv6Addr {
             IpAddr::V6(address) => Some(address),
             IpAddr::V4(_) => None,
         }
+    }
+
+    #[inline(always)]
+    fn read(bytes: &[u8]) -> Self {
+        let mut octets = [0; 16];
+        octets.copy_from_slice(&bytes[..16]);
+        Self::from(octets)
     }
 
     #[inline(always)]

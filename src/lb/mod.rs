@@ -4,6 +4,8 @@
 //! Read [`shard`] first: it lists what happens to a burst, in order.
 
 pub mod admit;
+pub mod answers;
+pub mod bucket;
 pub mod checksum;
 #[cfg(test)]
 pub mod cluster;
@@ -15,9 +17,12 @@ pub mod flow;
 pub mod forward;
 pub mod frame;
 pub mod fullnat;
+pub mod icmp;
 pub mod maglev;
+pub mod mtu;
 pub mod owner;
 pub mod parse;
+pub mod reset;
 pub mod route;
 pub mod schedule;
 pub mod service_map;

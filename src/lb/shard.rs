@@ -8,6 +8,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use super::answers::{AnswerLimits, AnswerRates, to_client};
 use super::conn::{Conn, From, State, flag, next_state};
 use super::counters::{DropReason, WorkerCounters};
 use super::flow::{Address, FlowKey, Seed, endpoint_hash, protocol};
@@ -18,7 +19,7 @@ use super::parse::{ETHERNET, Packet, Parsed, parse, tcp};
 use super::schedule::SchedulerState;
 use super::snapshot::{Backend, BackendState, ForwardMethod, Snapshot};
 use super::table::{ConnTable, Slot};
-use super::{Arrival, MAX_BURST, Now, Outbox, Pass, Verdict};
+use super::{Arrival, MAX_BURST, Now, Outbox, Pass, Verdict, mtu};
 
 /// How large a shard is.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +72,11 @@ pub struct Shard {
     pub(super) scheduling: SchedulerState,
     /// This worker's index.
     pub(super) worker: u8,
+    pub(super) answers: AnswerLimits,
     pub counters: Arc<WorkerCounters>,
+    /// Of the burst in hand: where it came in, and the smallest MTU of all ports.
+    pub(super) arrival: Arrival,
+    smallest_mtu: u16,
 }
 
 /// What a packet is to meet in this shard, and so which end its table hash was taken from.
@@ -108,7 +113,10 @@ impl Shard {
             seed,
             scheduling: SchedulerState::new(size.services, worker, workers),
             worker: worker as u8,
+            answers: AnswerLimits::new(AnswerRates::default()),
             counters,
+            arrival: Arrival::HandOff,
+            smallest_mtu: 0,
         })
     }
 
@@ -124,6 +132,8 @@ impl Shard {
         outbox: &mut O,
     ) {
         let count = frames.len().min(MAX_BURST);
+        self.arrival = arrival;
+        self.smallest_mtu = snapshot.ports.iter().map(|p| p.mtu).min().unwrap_or(0);
         let mut looks = [const {
             Look {
                 parsed: Parsed::Other,
@@ -246,7 +256,7 @@ impl Shard {
         frame: &mut O::Frame,
         packet: &Packet<A>,
         look: &Look,
-        _outbox: &mut O,
+        outbox: &mut O,
     ) -> Verdict {
         if let Meets::Elsewhere(owner) = look.meets {
             return Verdict::HandOff(owner);
@@ -256,12 +266,12 @@ impl Shard {
         let table = A::table(&self.tables);
         if look.meets == Meets::Request {
             if let Some(slot) = table.find(look.hash, |conn| is_request(conn, &packet.key)) {
-                return self.client_packet(snapshot, now, frame, packet, slot, look.hash);
+                return self.client_packet(snapshot, now, frame, packet, slot, look.hash, outbox);
             }
-            return self.admit(snapshot, now, frame, packet, look.hash);
+            return self.admit(snapshot, now, frame, packet, look.hash, outbox);
         }
         if let Some(slot) = table.find(look.hash, |conn| is_reply(snapshot, conn, &packet.key)) {
-            return self.backend_packet(snapshot, now, frame, packet, slot);
+            return self.backend_packet(snapshot, now, frame, packet, slot, outbox);
         }
         // A prefix service may balance addresses that are not ours.
         let hash = endpoint_hash(
@@ -271,62 +281,71 @@ impl Shard {
             packet.key.source_port,
         );
         match table.find(hash, |conn| is_request(conn, &packet.key)) {
-            Some(slot) => self.client_packet(snapshot, now, frame, packet, slot, hash),
-            None => self.admit(snapshot, now, frame, packet, hash),
+            Some(slot) => self.client_packet(snapshot, now, frame, packet, slot, hash, outbox),
+            None => self.admit(snapshot, now, frame, packet, hash, outbox),
         }
     }
 
     /// A client's packet of a tracked flow.
     #[inline(always)]
-    fn client_packet<A: Tracked, F: Frame>(
+    #[allow(clippy::too_many_arguments)]
+    fn client_packet<A: Tracked, O: Outbox>(
         &mut self,
         snapshot: &Snapshot,
         now: Now,
-        frame: &mut F,
+        frame: &mut O::Frame,
         packet: &Packet<A>,
         slot: Slot,
         hash: u64,
+        outbox: &mut O,
     ) -> Verdict {
         let conn = A::table_mut(&mut self.tables).get_mut(slot);
-        let id = conn.backend;
-        let Some(backend) = snapshot.backend(id) else {
-            return self.gone(now, frame, packet, slot);
+        let Some(backend) = snapshot.backend(conn.backend) else {
+            return self.orphaned(snapshot, now, frame, packet, slot, hash, outbox);
         };
         if conn.is_expired(now.second) || backend.state == BackendState::Removed {
-            return self.stale(snapshot, now, frame, packet, slot, hash);
+            return self.stale(snapshot, now, frame, packet, slot, hash, outbox);
         }
         if !is_settled(conn, packet.tcp_flags) {
             let half = !conn.has(flag::TWO_WAY);
             if packet.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN
                 && conn.state.is_over(half)
             {
-                return self.stale(snapshot, now, frame, packet, slot, hash);
+                return self.renew(snapshot, now, frame, packet, slot, hash, outbox);
             }
             self.step(snapshot, slot, From::Client, packet);
+            self.clamp(snapshot, backend, frame.bytes_mut(), packet);
         }
         let conn = A::table_mut(&mut self.tables).get_mut(slot);
         if conn.last_seen != now.second {
             conn.last_seen = now.second;
         }
-        let verdict = to_backend(frame, packet, backend);
-        if let (Verdict::Transmit(_), Some(counters)) =
-            (verdict, self.counters.backends.get(id.0 as usize))
-        {
+        let verdict = to_backend(frame, packet, backend, hash);
+        if let Verdict::Drop(reason) = verdict {
+            return self.undelivered(snapshot, now, frame, packet, backend, hash, reason, outbox);
+        }
+        self.count_in(backend, packet);
+        verdict
+    }
+
+    #[inline(always)]
+    pub(super) fn count_in<A: Address>(&self, backend: &Backend, packet: &Packet<A>) {
+        if let Some(counters) = self.counters.backends.get(backend.id.0 as usize) {
             counters.in_packets.add(1);
             counters.in_bytes.add(u64::from(packet.length));
         }
-        verdict
     }
 
     /// A backend's packet of a NAT flow, on its way to the client.
     #[inline(always)]
-    fn backend_packet<A: Tracked, F: Frame>(
+    fn backend_packet<A: Tracked, O: Outbox>(
         &mut self,
         snapshot: &Snapshot,
         now: Now,
-        frame: &mut F,
+        frame: &mut O::Frame,
         packet: &Packet<A>,
         slot: Slot,
+        outbox: &mut O,
     ) -> Verdict {
         let conn = *A::table(&self.tables).get(slot);
         if conn.is_expired(now.second) {
@@ -334,27 +353,53 @@ impl Shard {
             self.counters.expired.add(1);
             return Verdict::Drop(DropReason::Untracked);
         }
-        if !is_settled(&conn, packet.tcp_flags) {
-            self.step(snapshot, slot, From::Backend, packet);
+        // That the backend exists is part of the match.
+        if let Some(backend) = snapshot.backend(conn.backend) {
+            if backend.state == BackendState::Removed && packet.key.protocol == protocol::TCP {
+                return self.orphaned_reply(snapshot, frame, packet, slot, outbox);
+            }
+            if !is_settled(&conn, packet.tcp_flags) {
+                self.step(snapshot, slot, From::Backend, packet);
+                self.clamp(snapshot, backend, frame.bytes_mut(), packet);
+            }
         }
         A::table_mut(&mut self.tables).get_mut(slot).last_seen = now.second;
-        let service = nat::Endpoint {
-            address: conn.vip,
-            port: conn.vip_port,
+        let verdict = if packet.length > self.smallest_mtu {
+            self.long_reply(snapshot, now, frame, packet, &conn, outbox)
+        } else {
+            to_client(snapshot, frame, packet, &conn)
         };
-        if let Err(reason) = nat::rewrite_source(frame.bytes_mut(), packet, service) {
-            return Verdict::Drop(reason);
+        match verdict {
+            Verdict::Drop(DropReason::TtlExpired) => {
+                return self.expired(snapshot, now, frame, packet, conn.vip);
+            }
+            Verdict::Transmit(_) | Verdict::Pass(_) => {}
+            _ => return verdict,
         }
         if let Some(counters) = self.counters.backends.get(conn.backend.0 as usize) {
             counters.out_packets.add(1);
             counters.out_bytes.add(u64::from(packet.length));
         }
-        match snapshot.routes.link(conn.client.into()) {
-            Some(link) => {
-                super::forward::write_macs(frame.bytes_mut(), &link);
-                Verdict::Transmit(link.port)
-            }
-            None => Verdict::Pass(Pass::Resolve),
+        verdict
+    }
+
+    /// Lowers the segment size a SYN announces, where the service asks for it.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn clamp<A: Address>(
+        &self,
+        snapshot: &Snapshot,
+        backend: &Backend,
+        frame: &mut [u8],
+        packet: &Packet<A>,
+    ) {
+        if !mtu::opens(packet) {
+            return;
+        }
+        if let Some(service) = snapshot.service(backend.service)
+            && service.mss_clamp != 0
+        {
+            mtu::clamp_mss(frame, packet, service.mss_clamp);
         }
     }
 
@@ -406,36 +451,43 @@ impl Shard {
         uncount(&self.counters, &conn);
     }
 
-    /// A connection that has ended, expired or lost its backend meets a packet: the packet is
-    /// judged as if there were none.
+    /// A connection that has expired or lost its backend meets a client's packet.
     #[cold]
-    fn stale<A: Tracked, F: Frame>(
+    #[inline(never)]
+    #[allow(clippy::too_many_arguments)]
+    fn stale<A: Tracked, O: Outbox>(
         &mut self,
         snapshot: &Snapshot,
         now: Now,
-        frame: &mut F,
+        frame: &mut O::Frame,
         packet: &Packet<A>,
         slot: Slot,
         hash: u64,
+        outbox: &mut O,
     ) -> Verdict {
-        if A::table(&self.tables).get(slot).is_expired(now.second) {
-            self.counters.expired.add(1);
+        if !A::table(&self.tables).get(slot).is_expired(now.second) {
+            return self.orphaned(snapshot, now, frame, packet, slot, hash, outbox);
         }
-        self.forget::<A>(slot);
-        self.admit(snapshot, now, frame, packet, hash)
+        self.counters.expired.add(1);
+        self.renew(snapshot, now, frame, packet, slot, hash, outbox)
     }
 
-    /// The connection names a backend that the snapshot no longer holds.
+    /// A connection is over: the packet is judged as if there were none.
     #[cold]
-    fn gone<A: Tracked, F: Frame>(
+    #[inline(never)]
+    #[allow(clippy::too_many_arguments)]
+    fn renew<A: Tracked, O: Outbox>(
         &mut self,
-        _now: Now,
-        _frame: &mut F,
-        _packet: &Packet<A>,
+        snapshot: &Snapshot,
+        now: Now,
+        frame: &mut O::Frame,
+        packet: &Packet<A>,
         slot: Slot,
+        hash: u64,
+        outbox: &mut O,
     ) -> Verdict {
         self.forget::<A>(slot);
-        Verdict::Drop(DropReason::BackendGone)
+        self.admit(snapshot, now, frame, packet, hash, outbox)
     }
 
     /// Looks for expired entries in the next `buckets` buckets of each table.
@@ -508,6 +560,7 @@ pub(super) fn to_backend<A: Address, F: Frame>(
     frame: &mut F,
     packet: &Packet<A>,
     backend: &Backend,
+    hash: u64,
 ) -> Verdict {
     let Some(link) = &backend.link else {
         return Verdict::Drop(DropReason::NoNeighbour);
@@ -517,9 +570,7 @@ pub(super) fn to_backend<A: Address, F: Frame>(
     }
     let done = match backend.method {
         ForwardMethod::DirectRouting => direct::forward(frame.bytes_mut(), packet, link),
-        ForwardMethod::Tunnel => {
-            tunnel::forward(frame, packet, link, backend.outer_source, backend.address)
-        }
+        ForwardMethod::Tunnel => tunnel::forward(frame, packet, link, backend, hash),
         ForwardMethod::Nat | ForwardMethod::FullNat => {
             to_nat(frame.bytes_mut(), packet, backend, link)
         }
@@ -645,7 +696,13 @@ mod tests {
         );
         assert_eq!(verdicts[0], Verdict::Transmit(0));
         assert_eq!(frames[0].bytes()[..6], backend_mac(0));
-        assert_eq!(verdicts[1], Verdict::Drop(DropReason::TtlExpired));
+        assert_eq!(
+            verdicts[1],
+            Verdict::Reply {
+                port: 0,
+                reason: DropReason::TtlExpired
+            }
+        );
         assert_eq!(verdicts[2], Verdict::Transmit(0));
         assert_eq!(verdicts[3], Verdict::Drop(DropReason::ForeignMac));
         assert_eq!(

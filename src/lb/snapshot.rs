@@ -80,11 +80,13 @@ pub struct Backend {
     pub port: u16,
     /// Largest IP packet (before encapsulation) that still fits.
     pub mtu: u16,
-    pub service: ServiceId,
     pub id: BackendId,
+    /// Bits of `outer_source` that each flow sets from its hash; 0 keeps one source for all.
+    pub outer_spread: u32,
     pub address: IpAddr,
-    /// Source of the outer header (tunnel).
+    /// Source of the outer header (tunnel); the bits under `outer_spread` are zero.
     pub outer_source: IpAddr,
+    pub service: ServiceId,
     /// Weight in force; 0 takes no new connections.
     pub weight: u32,
     pub configured_weight: u32,
@@ -93,6 +95,8 @@ pub struct Backend {
     pub upper: u32,
     pub lower: u32,
 }
+
+const _: () = assert!(std::mem::offset_of!(Backend, service) <= 64);
 
 impl Backend {
     /// Takes new connections as far as configuration and health go (limits are the worker's).
@@ -157,6 +161,10 @@ pub struct Service {
     pub when_no_backend: WhenNoBackend,
     pub untracked: Untracked,
     pub timeouts: Timeouts,
+    /// Every UDP packet is scheduled by itself, and no entry is made.
+    pub one_packet: bool,
+    /// The largest TCP segment size that a SYN may announce; 0 leaves it alone.
+    pub mss_clamp: u16,
 }
 
 /// A port as workers see it.

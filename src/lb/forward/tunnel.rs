@@ -1,5 +1,7 @@
 //! IP in IP: the packet travels whole inside another IP header to the backend, which unwraps it
-//! and answers the client itself. RFC 2003 (4in4), RFC 2473 (over IPv6), ECN as RFC 6040.
+//! and answers the client itself. RFC 2003 (4in4), RFC 2473 (over IPv6), RFC 4213 (6in4).
+//! DSCP and ECN are copied outside (RFC 2983; RFC 6040 4.1, normal mode), and so is what is left
+//! of TTL or hop limit, as IPVS does: a packet that is routed in a circle dies.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -9,6 +11,7 @@ use super::super::flow::{Address, protocol};
 use super::super::frame::Frame;
 use super::super::parse::{ETHERNET, Packet, read_u16};
 use super::super::route::Link;
+use super::super::snapshot::Backend;
 use super::{decrement_ttl, write_macs, write_u16};
 
 /// Bytes the outer header takes.
@@ -26,6 +29,8 @@ struct Inner {
     traffic_class: u8,
     ttl: u8,
     dont_fragment: bool,
+    /// Needed only where routers may cut the outer packet (RFC 6864); the inner one's serves.
+    identification: u16,
     length: usize,
 }
 
@@ -34,8 +39,8 @@ pub fn forward<A: Address, F: Frame>(
     frame: &mut F,
     packet: &Packet<A>,
     link: &Link,
-    source: IpAddr,
-    backend: IpAddr,
+    backend: &Backend,
+    hash: u64,
 ) -> Result<(), DropReason> {
     let l3 = usize::from(packet.l3);
     let ip = &mut frame.bytes_mut()[l3..];
@@ -46,6 +51,11 @@ pub fn forward<A: Address, F: Frame>(
             traffic_class: ip[1],
             ttl: ip[8],
             dont_fragment: ip[6] & 0x40 != 0,
+            identification: if ip[6] & 0x40 != 0 {
+                0
+            } else {
+                read_u16(ip, 4)
+            },
             length: usize::from(packet.length),
         }
     } else {
@@ -54,48 +64,42 @@ pub fn forward<A: Address, F: Frame>(
             traffic_class: ip[0] << 4 | ip[1] >> 4,
             ttl: ip[7],
             dont_fragment: true,
+            identification: 0,
             length: usize::from(packet.length),
         }
     };
     // The old Ethernet header (and tag) goes, the new one and the outer IP header come in front.
-    let grow = ETHERNET + overhead(backend) - l3;
+    let grow = ETHERNET + overhead(backend.address) - l3;
     if !frame.prepend(grow) {
         return Err(DropReason::NoHeadroom);
     }
+    let spread = hash as u32 & backend.outer_spread;
     let frame = frame.bytes_mut();
     write_macs(frame, link);
-    match (source, backend) {
-        (IpAddr::V4(source), IpAddr::V4(backend)) => {
+    match (backend.outer_source, backend.address) {
+        (IpAddr::V4(source), IpAddr::V4(to)) => {
+            // A source per flow, or a backend's RSS would see one flow.
+            let source = source.to_bits() | spread;
             write_u16(frame, 12, 0x0800);
-            outer_v4(&mut frame[ETHERNET..], &inner, source, backend);
+            outer_v4(&mut frame[ETHERNET..], &inner, source.into(), to);
         }
-        (IpAddr::V6(source), IpAddr::V6(backend)) => {
+        (IpAddr::V6(source), IpAddr::V6(to)) => {
+            let source = source.to_bits() | u128::from(spread);
             write_u16(frame, 12, 0x86dd);
-            outer_v6(&mut frame[ETHERNET..], &inner, source, backend);
+            outer_v6(&mut frame[ETHERNET..], &inner, hash, source.into(), to);
         }
         _ => return Err(DropReason::MalformedIp),
     }
     Ok(())
 }
 
-/// DSCP as it is; congestion experienced inside becomes ECT(0) outside (RFC 6040 4.1, and IPVS).
-#[inline(always)]
-fn outer_class(inner: u8) -> u8 {
-    if inner & 0b11 == 0b11 {
-        inner & !0b01
-    } else {
-        inner
-    }
-}
-
 #[inline(always)]
 fn outer_v4(ip: &mut [u8], inner: &Inner, source: Ipv4Addr, backend: Ipv4Addr) {
     let header = &mut ip[..20];
     header[0] = 0x45;
-    header[1] = outer_class(inner.traffic_class);
+    header[1] = inner.traffic_class;
     write_u16(header, 2, (inner.length + 20) as u16);
-    // An identification is needed only where the outer packet may be fragmented (RFC 6864).
-    write_u16(header, 4, 0);
+    write_u16(header, 4, inner.identification);
     write_u16(header, 6, if inner.dont_fragment { 0x4000 } else { 0 });
     header[8] = inner.ttl;
     header[9] = inner.protocol;
@@ -107,20 +111,16 @@ fn outer_v4(ip: &mut [u8], inner: &Inner, source: Ipv4Addr, backend: Ipv4Addr) {
 }
 
 #[inline(always)]
-fn outer_v6(ip: &mut [u8], inner: &Inner, source: Ipv6Addr, backend: Ipv6Addr) {
+fn outer_v6(ip: &mut [u8], inner: &Inner, hash: u64, source: Ipv6Addr, backend: Ipv6Addr) {
     let header = &mut ip[..40];
-    let class = outer_class(inner.traffic_class);
+    let class = inner.traffic_class;
     header[0] = 0x60 | class >> 4;
-    header[1] = class << 4;
-    write_u16(header, 2, 0);
+    // The flow label (RFC 6438) is the low 20 bits of the first word.
+    header[1] = class << 4 | (hash >> 16) as u8 & 0x0f;
+    write_u16(header, 2, hash as u16);
     write_u16(header, 4, inner.length as u16);
     header[6] = inner.protocol;
     header[7] = inner.ttl;
     source.write(&mut header[8..]);
     backend.write(&mut header[24..]);
-}
-
-/// Whether an IPv4 packet forbids fragmentation; IPv6 always does.
-pub fn dont_fragment<A: Address>(ip: &[u8]) -> bool {
-    A::HEADER == 40 || read_u16(ip, 6) & 0x4000 != 0
 }
