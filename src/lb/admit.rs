@@ -9,7 +9,7 @@ use super::frame::Frame;
 use super::maglev::stable_hash;
 use super::parse::{Packet, tcp};
 use super::schedule::{Candidates, by_hash};
-use super::shard::{Shard, Tracked, to_backend, uncount};
+use super::shard::{Shard, Tracked, backend_port, to_backend, uncount};
 use super::snapshot::{Backend, BackendState, Service, Snapshot, Untracked, WhenNoBackend};
 use super::table::{Full, Slot};
 use super::{Now, Outbox, Pass, Verdict, icmp};
@@ -130,11 +130,7 @@ impl Shard {
             if !service.method.is_two_way() {
                 return true;
             }
-            let port = if backend.port == 0 {
-                key.destination_port
-            } else {
-                backend.port
-            };
+            let port = backend_port(backend, key.destination_port);
             let Some(address) = A::from_ip(backend.address) else {
                 return false;
             };

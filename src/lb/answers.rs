@@ -36,7 +36,7 @@ impl Default for AnswerRates {
 /// What is left of the limits.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AnswerLimits {
-    icmp: Bucket,
+    pub icmp: Bucket,
     resets: Bucket,
 }
 

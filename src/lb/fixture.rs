@@ -34,6 +34,14 @@ pub struct Build {
     tos: u8,
     dont_fragment: bool,
     vlan: Option<u16>,
+    /// Destination, then source.
+    macs: [[u8; 6]; 2],
+    identification: u16,
+    sequence: u32,
+    acknowledgment: u32,
+    window: u16,
+    /// TCP options, whole words.
+    options: Vec<u8>,
     extensions: Vec<(u8, Vec<u8>)>,
     payload: Vec<u8>,
 }
@@ -52,6 +60,12 @@ fn build(source: &str, destination: &str, protocol: u8) -> Build {
         tos: 0,
         dont_fragment: true,
         vlan: None,
+        macs: [OUR_MAC, CLIENT_MAC],
+        identification: 0x1234,
+        sequence: 1,
+        acknowledgment: 2,
+        window: 0xffff,
+        options: Vec::new(),
         extensions: Vec::new(),
         payload: Vec::new(),
     }
@@ -104,6 +118,35 @@ impl Build {
         self
     }
 
+    /// Ethernet addresses: to, from.
+    pub fn macs(mut self, to: [u8; 6], from: [u8; 6]) -> Self {
+        self.macs = [to, from];
+        self
+    }
+
+    pub fn identification(mut self, id: u16) -> Self {
+        self.identification = id;
+        self
+    }
+
+    /// TCP's sequence and acknowledgment numbers.
+    pub fn numbers(mut self, sequence: u32, acknowledgment: u32) -> Self {
+        (self.sequence, self.acknowledgment) = (sequence, acknowledgment);
+        self
+    }
+
+    pub fn window(mut self, window: u16) -> Self {
+        self.window = window;
+        self
+    }
+
+    /// TCP options, in whole words of four bytes.
+    pub fn options(mut self, options: &[u8]) -> Self {
+        assert!(options.len().is_multiple_of(4));
+        self.options = options.to_vec();
+        self
+    }
+
     /// An IPv6 extension header of this type; `body` is what follows its first two bytes.
     pub fn extension(mut self, number: u8, body: &[u8]) -> Self {
         let mut body = body.to_vec();
@@ -120,9 +163,13 @@ impl Build {
         l4.extend(self.source.port().to_be_bytes());
         l4.extend(self.destination.port().to_be_bytes());
         let at = if self.protocol == protocol::TCP {
-            l4.extend([
-                0, 0, 0, 1, 0, 0, 0, 2, 0x50, self.flags, 0xff, 0xff, 0, 0, 0, 0,
-            ]);
+            l4.extend(self.sequence.to_be_bytes());
+            l4.extend(self.acknowledgment.to_be_bytes());
+            let words = 5 + self.options.len() as u8 / 4;
+            l4.extend([words << 4, self.flags]);
+            l4.extend(self.window.to_be_bytes());
+            l4.extend([0; 4]);
+            l4.extend(&self.options);
             16
         } else {
             l4.extend(((self.payload.len() + 8) as u16).to_be_bytes());
@@ -148,8 +195,7 @@ impl Build {
     /// The whole Ethernet frame, from the client side's router to us.
     pub fn frame(&self) -> Vec<u8> {
         let mut frame = Vec::new();
-        frame.extend(OUR_MAC);
-        frame.extend(CLIENT_MAC);
+        frame.extend(self.macs.as_flattened());
         if let Some(id) = self.vlan {
             frame.extend([0x81, 0x00]);
             frame.extend(id.to_be_bytes());
@@ -173,9 +219,8 @@ impl Build {
     fn ip4(&self, source: Ipv4Addr, destination: Ipv4Addr, payload: usize) -> Vec<u8> {
         let mut ip = vec![0x45, self.tos];
         ip.extend(((payload + 20) as u16).to_be_bytes());
+        ip.extend(self.identification.to_be_bytes());
         ip.extend([
-            0x12,
-            0x34,
             if self.dont_fragment { 0x40 } else { 0 },
             0,
             self.ttl,

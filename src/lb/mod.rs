@@ -22,6 +22,7 @@ pub mod maglev;
 pub mod mtu;
 pub mod owner;
 pub mod parse;
+pub mod related;
 pub mod reset;
 pub mod route;
 pub mod schedule;

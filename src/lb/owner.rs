@@ -303,7 +303,7 @@ fn quoted(ip: &[u8], is_v4: bool) -> Option<Quoted> {
 }
 
 /// The protocol behind the IP header and where it starts.
-fn headers(ip: &[u8], is_v4: bool) -> Option<(u8, usize)> {
+pub(super) fn headers(ip: &[u8], is_v4: bool) -> Option<(u8, usize)> {
     if is_v4 {
         let header = ip.first_chunk::<20>()?;
         let later = read_u16(header, 6) & 0x1fff != 0;

@@ -89,6 +89,11 @@ impl ServiceMap {
         self.vips.contains(&address)
     }
 
+    /// Whether some service listens on a prefix or a range of ports that takes this address in.
+    pub fn is_covered(&self, address: IpAddr) -> bool {
+        self.wide.iter().any(|(l, _)| l.prefix.contains(address))
+    }
+
     pub fn vips(&self) -> impl Iterator<Item = IpAddr> {
         self.vips.iter().copied()
     }

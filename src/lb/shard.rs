@@ -162,7 +162,7 @@ impl Shard {
                 Parsed::IcmpV4 { .. } | Parsed::IcmpV6 { .. } => {
                     match self.error_elsewhere(snapshot, arrival, &look.parsed, frame.bytes()) {
                         Some(owner) => Verdict::HandOff(owner),
-                        None => Verdict::Pass(Pass::Local),
+                        None => self.icmp(snapshot, now, frame, &look.parsed),
                     }
                 }
                 Parsed::Other => Verdict::Pass(Pass::Local),
@@ -545,13 +545,18 @@ pub(super) fn is_reply<A: Address>(snapshot: &Snapshot, conn: &Conn<A>, key: &Fl
         && conn.flags & (flag::TWO_WAY | flag::FULL_NAT) == flag::TWO_WAY
         && snapshot.backend(conn.backend).is_some_and(|backend| {
             backend.address == key.source.into()
-                && key.source_port
-                    == if backend.port == 0 {
-                        conn.vip_port
-                    } else {
-                        backend.port
-                    }
+                && key.source_port == backend_port(backend, conn.vip_port)
         })
+}
+
+/// The port at which a NAT backend serves what clients send to `port`.
+#[inline(always)]
+pub(super) fn backend_port(backend: &Backend, port: u16) -> u16 {
+    if backend.port == 0 {
+        port
+    } else {
+        backend.port
+    }
 }
 
 /// Rewrites a packet for its backend and says where it leaves.
@@ -591,11 +596,7 @@ fn to_nat<A: Address>(
     let Some(address) = A::from_ip(backend.address) else {
         return Err(DropReason::MalformedIp);
     };
-    let port = if backend.port == 0 {
-        packet.key.destination_port
-    } else {
-        backend.port
-    };
+    let port = backend_port(backend, packet.key.destination_port);
     nat::rewrite_destination(frame, packet, nat::Endpoint { address, port })?;
     super::forward::write_macs(frame, link);
     Ok(())

@@ -47,7 +47,7 @@ pub fn decrement_ttl<A: Address>(ip: &mut [u8]) -> Result<(), DropReason> {
 
 /// Writes an address at `at` of the IP header, with IPv4's header checksum following.
 #[inline(always)]
-fn write_address<A: Address>(ip: &mut [u8], at: usize, old: A, new: A) {
+pub fn write_address<A: Address>(ip: &mut [u8], at: usize, old: A, new: A) {
     new.write(&mut ip[at..]);
     if A::HEADER == 20 {
         let (old, new) = (Sum::default().address(old), Sum::default().address(new));
