@@ -31,7 +31,9 @@ pub(super) fn start(
     // SAFETY: configured, with all queues set up.
     let rc = unsafe { sys::rte_eth_dev_start(device.id()) };
     device.check("start", rc, mark)?;
-    if let Some(period) = rss.map(|rss| rss.reta_period.unwrap_or(info.reta_size)) {
+    if let Some(rss) = rss {
+        update_rss(device, rss, &info);
+        let period = rss.reta_period.unwrap_or(info.reta_size);
         fill_reta(device, info.reta_size, period, config.rx_queues)?;
     }
     // Drivers that always hear everything refuse these; nothing is lost then.
@@ -100,15 +102,10 @@ fn configure(
     if let Some(mtu) = config.mtu {
         conf.rxmode.mtu = mtu.into();
     }
-    let mut key = Vec::new();
+    let mut key = rss.map(|rss| rss_key(rss, info)).unwrap_or_default();
     if let Some(rss) = rss {
-        key.extend(rss.key.iter().cycle().take(info.hash_key_size.into()));
         conf.rxmode.mq_mode = sys::EK_MQ_RX_RSS;
-        conf.rx_adv_conf.rss_conf.rss_hf = rss.hash_fields & info.flow_type_rss_offloads;
-        if !key.is_empty() {
-            conf.rx_adv_conf.rss_conf.rss_key = key.as_mut_ptr();
-            conf.rx_adv_conf.rss_conf.rss_key_len = info.hash_key_size;
-        }
+        conf.rx_adv_conf.rss_conf = rss_conf(rss, &mut key, info);
         conf.rxmode.offloads |= sys::EK_RX_OFFLOAD_RSS_HASH & info.rx_offload_capa;
     }
     if config.rx_ip_checksum {
@@ -127,6 +124,49 @@ fn configure(
     };
     drop(key);
     device.check("configure", rc, mark)
+}
+
+/// What a device that does not name its key's size takes (rte_eth_dev_info).
+const USUAL_KEY: usize = 40;
+
+/// The wished key at the device's length, in a buffer that is long enough for
+/// drivers that read a whole key whatever length they are told.
+fn rss_key(rss: &RssConfig, info: &sys::rte_eth_dev_info) -> Vec<u8> {
+    let room = usize::from(info.hash_key_size).max(64);
+    rss.key.iter().copied().cycle().take(room).collect()
+}
+
+fn rss_conf(
+    rss: &RssConfig,
+    key: &mut [u8],
+    info: &sys::rte_eth_dev_info,
+) -> sys::rte_eth_rss_conf {
+    let mut conf = sys::rte_eth_rss_conf {
+        rss_hf: rss.hash_fields & info.flow_type_rss_offloads,
+        ..Default::default()
+    };
+    // An empty key means the driver's own.
+    if !key.is_empty() {
+        conf.rss_key = key.as_mut_ptr();
+        conf.rss_key_len = info.hash_key_size;
+    }
+    conf
+}
+
+/// Some drivers take key and fields only once they run. A refusal is no error
+/// here: what is in force is read back with `rss_state`.
+fn update_rss(device: &Device, rss: &RssConfig, info: &sys::rte_eth_dev_info) {
+    let mut key = rss_key(rss, info);
+    let mut conf = rss_conf(rss, &mut key, info);
+    let is_so = |state: RssState| {
+        state.hash_fields == conf.rss_hf && (key.is_empty() || key.starts_with(&state.key))
+    };
+    if rss_state(device).is_some_and(is_so) {
+        return;
+    }
+    // SAFETY: a started port; DPDK copies the configuration, and the key lives
+    // until it has.
+    unsafe { sys::rte_eth_dev_rss_hash_update(device.id(), &mut conf) };
 }
 
 /// Beyond the configuration, because virtual drivers only then tell the
@@ -215,7 +255,10 @@ pub(super) fn rss_state(device: &Device) -> Option<RssState> {
     if unsafe { sys::rte_eth_dev_rss_hash_conf_get(device.id(), &mut conf) } != 0 {
         return None;
     }
-    key.truncate(conf.rss_key_len.into());
+    key.truncate(match conf.rss_key_len {
+        0 => USUAL_KEY,
+        len => len.into(),
+    });
     let mut table = reta(info.reta_size);
     // SAFETY: an open port and a table of its size.
     let rc =
