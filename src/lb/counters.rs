@@ -204,6 +204,20 @@ impl WorkerCounters {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lb::Pass;
+
+    #[test]
+    fn every_reason_is_documented() {
+        let page = include_str!("../../docs/drop-reasons.md");
+        for reason in DropReason::ALL {
+            let row = format!("| `{}` |", reason.token());
+            assert_eq!(page.matches(&row).count(), 1, "{row}");
+        }
+        for pass in [Pass::Local, Pass::Resolve] {
+            let row = format!("| `{}` |", pass.token());
+            assert_eq!(page.matches(&row).count(), 1, "{row}");
+        }
+    }
 
     #[test]
     fn tokens_are_unique_and_explained() {

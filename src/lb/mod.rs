@@ -82,6 +82,16 @@ pub enum Pass {
     Resolve,
 }
 
+impl Pass {
+    /// The word for it in status, metrics and docs.
+    pub fn token(self) -> &'static str {
+        match self {
+            Pass::Local => "local",
+            Pass::Resolve => "resolve",
+        }
+    }
+}
+
 /// What is to be done with a packet. The frame has been rewritten accordingly.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
