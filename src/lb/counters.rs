@@ -192,7 +192,7 @@ impl WorkerCounters {
     }
 
     #[inline(always)]
-    pub fn drop(&self, reason: DropReason) {
+    pub fn count_drop(&self, reason: DropReason) {
         self.dropped[reason as usize].add(1);
     }
 

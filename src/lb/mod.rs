@@ -18,6 +18,7 @@ pub mod forward;
 pub mod frame;
 pub mod fullnat;
 pub mod icmp;
+pub mod listing;
 pub mod maglev;
 pub mod mtu;
 pub mod owner;

@@ -490,6 +490,11 @@ impl Shard {
         self.admit(snapshot, now, frame, packet, hash, outbox)
     }
 
+    /// Buckets of the larger table.
+    pub fn buckets(&self) -> usize {
+        self.tables.v4.buckets().max(self.tables.v6.buckets())
+    }
+
     /// Looks for expired entries in the next `buckets` buckets of each table.
     pub fn sweep(&mut self, now: Now, buckets: usize) {
         let counters = &self.counters;

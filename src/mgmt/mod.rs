@@ -1,7 +1,89 @@
 //! The management thread: everything that is not forwarding a packet.
 
 pub mod api;
+pub mod appliance;
 pub mod config;
+pub mod desired;
 pub mod health;
 pub mod net;
+pub mod start;
 pub mod timers;
+pub mod workers;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use thiserror::Error;
+
+use appliance::Appliance;
+use config::Config;
+use desired::Desired;
+use net::{NetState, Output};
+
+/// Why the appliance did not run to its end.
+#[derive(Debug, Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Start(#[from] start::StartError),
+    #[error("the management thread cannot run: {0}")]
+    Io(#[from] std::io::Error),
+    #[error("packets went missing: {0:?}; please report this")]
+    Unbalanced(appliance::Balance),
+}
+
+/// Runs the appliance until a signal ends it.
+pub fn run(config: Config) -> Result<(), RunError> {
+    let ready = start::prepare(&config)?;
+    let facts = ready.facts(&config);
+    let (now, mut out) = (Instant::now(), Output::default());
+    let mut net = NetState::new(appliance::net_ports(&config, &facts), now, &mut out);
+    net.set_vips(appliance::vips(&config), now);
+    let mut desired = Desired::new(config.clone(), facts);
+    net.want(desired.destinations(), now, &mut out);
+    let snapshot = Arc::new(desired.build(&net));
+    let machine = start::launch(ready, &config, &snapshot)?;
+    summary(&config, &machine);
+    let mut appliance = Appliance::new(machine, desired, net, snapshot);
+    appliance.begin(out);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let ran = runtime.block_on(appliance.run());
+    tracing::info!("stopping");
+    let balance = appliance.shut_down();
+    tracing::info!(
+        "packets: {} received + {} generated = {} transmitted + {} dropped + {} passed to management",
+        balance.received,
+        balance.generated,
+        balance.transmitted,
+        balance.dropped,
+        balance.passed,
+    );
+    ran?;
+    if balance.adds_up() {
+        Ok(())
+    } else {
+        Err(RunError::Unbalanced(balance))
+    }
+}
+
+fn summary(config: &Config, machine: &start::Machine) {
+    let cores: Vec<String> = machine.workers.iter().map(|w| w.core.to_string()).collect();
+    tracing::info!(
+        "{} workers on cores {}, management on core {}; room for {} connections; {} packet buffers",
+        machine.workers.len(),
+        cores.join(","),
+        config.management.core,
+        config.workers.connections,
+        machine.pool.capacity(),
+    );
+    for service in &config.services {
+        tracing::info!(
+            "service {}: {}, {}, {} backends",
+            service.name,
+            service.method.name(),
+            service.scheduler.name(),
+            service.backends.len(),
+        );
+    }
+}

@@ -31,6 +31,15 @@ pub struct Workers {
     pub idle: Idle,
     /// New flows a second and worker above which the flood guard acts.
     pub flood_guard: Option<u32>,
+    /// Packet buffers of all ports together; `None`: what queues and rings can hold.
+    pub buffers: Option<u32>,
+    /// Largest frame that one packet buffer holds, bytes; headroom comes on top.
+    pub buffer_size: u16,
+}
+
+impl Workers {
+    /// DPDK's own default: holds a full Ethernet frame.
+    pub const DEFAULT_BUFFER_SIZE: u16 = 2048;
 }
 
 impl Default for Workers {
@@ -41,6 +50,8 @@ impl Default for Workers {
             memory: 1 << 30,
             idle: Idle::Poll,
             flood_guard: None,
+            buffers: None,
+            buffer_size: Workers::DEFAULT_BUFFER_SIZE,
         }
     }
 }

@@ -127,6 +127,10 @@ fn read_workers(mut r: Reader<'_>, spans: &mut Spans) -> Workers {
             .choice("idle", Idle::NAMES)
             .map_or(default.idle, |at| at.value),
         flood_guard: r.integer("flood_guard", 100..=u32::MAX).map(|at| at.value),
+        buffers: r.integer("buffers", 1_024..=100_000_000).map(|at| at.value),
+        buffer_size: r
+            .integer("buffer_size", 128..=16_384)
+            .map_or(default.buffer_size, |at| at.value),
     };
     r.finish();
     workers

@@ -139,6 +139,13 @@ fn write_workers(out: &mut Writer, workers: &Workers) {
     out.string("memory", format_size(workers.memory));
     out.changed("idle", &workers.idle, &default.idle, named(Idle::NAMES));
     out.optional("flood_guard", workers.flood_guard);
+    out.optional("buffers", workers.buffers);
+    out.changed(
+        "buffer_size",
+        &workers.buffer_size,
+        &default.buffer_size,
+        u16::to_string,
+    );
 }
 
 fn write_management(out: &mut Writer, management: &Management) {

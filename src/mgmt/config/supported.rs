@@ -80,7 +80,6 @@ pub const NOT_YET: &[Missing] = &[
     Key("service.backend.upper"),
     Key("service.backend.lower"),
     Key("service.backend.drain"),
-    Combination(Rule::NatManyWorkers),
     Combination(Rule::Ipv6Service),
     Combination(Rule::Ipv6Backend),
     Combination(Rule::PortRange),

@@ -14,6 +14,8 @@ connections = 2_000_000
 memory = "2GiB"
 idle = "yield"
 flood_guard = 500_000
+buffers = 20_000
+buffer_size = 4096
 
 [management]
 socket = "/tmp/a \"quoted\" path.sock"

@@ -1,0 +1,393 @@
+//! The running appliance as the management thread sees it: one event loop that reads what the
+//! workers pass up, keeps neighbours, publishes snapshots, and answers requests.
+//!
+//! It never touches a packet that is forwarded, and forwarding does not wait for it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::MissedTickBehavior;
+
+use crate::lb::counters::{Counter, DropReason};
+use crate::lb::parse::{Parsed, parse};
+use crate::lb::snapshot::{BackendState, Snapshot};
+use crate::port::Mempool;
+use crate::worker::{Clock, Message, RESOLVE};
+
+use super::config::Config;
+use super::desired::Desired;
+use super::net::{self, NetEvent, NetState, Output};
+use super::start::Machine;
+use super::workers::WorkerLink;
+
+/// How often management looks at its rings.
+const LOOK: Duration = Duration::from_millis(1);
+/// Frames taken from one worker at a time, so that a flood of them starves nobody else.
+const PASSED_AT_ONCE: usize = 256;
+/// How often the ports' links, and removed backends, are looked at.
+const SLOW_LOOK: Duration = Duration::from_millis(250);
+
+pub struct Appliance {
+    pub desired: Desired,
+    pub net: NetState,
+    pub workers: Vec<WorkerLink>,
+    pub current: Arc<Snapshot>,
+    pub clock: Clock,
+    ports: Vec<crate::port::Port<crate::port::Started>>,
+    link_up: Vec<bool>,
+    pool: Mempool,
+    /// Something that snapshots are made of has changed.
+    stale: bool,
+    next_slow_look: Instant,
+    eal: crate::port::Eal,
+}
+
+/// The balance of packets over all workers, at one moment.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Balance {
+    pub received: u64,
+    pub generated: u64,
+    pub transmitted: u64,
+    pub dropped: u64,
+    pub passed: u64,
+    pub handed_off: u64,
+    pub taken_over: u64,
+}
+
+impl Balance {
+    pub fn of(workers: &[WorkerLink]) -> Self {
+        let sum = |read: fn(&WorkerLink) -> u64| workers.iter().map(read).sum();
+        Self {
+            received: sum(|w| w.counters.received.get()),
+            generated: sum(|w| w.counters.generated.get()),
+            transmitted: sum(|w| w.counters.transmitted.get()),
+            dropped: sum(|w| w.counters.dropped_total()),
+            passed: sum(|w| w.counters.passed.get()),
+            handed_off: sum(|w| w.counters.handed_off.get()),
+            taken_over: sum(|w| w.counters.taken_over.get()),
+        }
+    }
+
+    /// What came in or was made went somewhere, to the last packet.
+    pub fn adds_up(&self) -> bool {
+        self.received + self.generated + self.taken_over
+            == self.transmitted + self.dropped + self.passed + self.handed_off
+            && self.handed_off == self.taken_over
+    }
+}
+
+impl Appliance {
+    pub fn new(machine: Machine, desired: Desired, net: NetState, current: Arc<Snapshot>) -> Self {
+        Self {
+            desired,
+            net,
+            workers: machine.workers,
+            current,
+            clock: machine.clock,
+            link_up: vec![true; machine.ports.len()],
+            ports: machine.ports,
+            pool: machine.pool,
+            stale: true,
+            next_slow_look: Instant::now(),
+            eal: machine.eal,
+        }
+    }
+
+    /// Runs until a signal ends it.
+    pub async fn run(&mut self) -> std::io::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                _ = look.tick() => self.look(Instant::now()),
+            }
+        }
+    }
+
+    /// Sends what start-up has to say: announcements and questions for next hops.
+    pub fn begin(&mut self, out: Output) {
+        self.carry_out(out);
+    }
+
+    /// One look at everything that can have changed.
+    pub fn look(&mut self, now: Instant) {
+        let mut out = Output::default();
+        for worker in 0..self.workers.len() {
+            self.workers[worker].collect(|_done| {});
+            self.take_passed(worker, now, &mut out);
+        }
+        self.net.poll(now, &mut out);
+        if now >= self.next_slow_look {
+            self.next_slow_look = now + SLOW_LOOK;
+            self.look_at_ports(now, &mut out);
+            self.collect_removed();
+        }
+        self.carry_out(out);
+        if self.stale {
+            self.publish();
+        }
+    }
+
+    fn take_passed(&mut self, worker: usize, now: Instant, out: &mut Output) {
+        for _ in 0..PASSED_AT_ONCE {
+            let Some(mbuf) = self.workers[worker].passed.pop() else {
+                return;
+            };
+            let port = self.port_index(mbuf.port());
+            if mbuf.stamp() & RESOLVE == 0 {
+                self.net.receive(port, mbuf.bytes(), now, out);
+                continue;
+            }
+            let Some(destination) = destination(mbuf.bytes()) else {
+                continue;
+            };
+            let frame = mbuf.bytes().to_vec();
+            // Resolved since the worker looked: it can go at once.
+            if let Some((port, mac)) = self.net.resolve(destination, None, now, out) {
+                let mut frame = frame;
+                frame[..6].copy_from_slice(mac.as_bytes());
+                if let Some(facts) = self.desired.ports().get(usize::from(port)) {
+                    frame[6..12].copy_from_slice(&facts.mac);
+                }
+                out.frames.push((port, frame));
+            } else {
+                self.net.resolve(destination, Some(frame), now, out);
+            }
+        }
+    }
+
+    fn port_index(&self, id: u16) -> u16 {
+        let position = self.ports.iter().position(|port| port.id() == id);
+        position.unwrap_or(0) as u16
+    }
+
+    fn look_at_ports(&mut self, now: Instant, out: &mut Output) {
+        for (index, port) in self.ports.iter().enumerate() {
+            let up = port.link().up;
+            if up == self.link_up[index] {
+                continue;
+            }
+            self.link_up[index] = up;
+            if up {
+                tracing::info!("port {}: link up", port.name());
+                self.net.link_up(index as u16, now, out);
+            } else {
+                tracing::warn!("port {}: link down", port.name());
+            }
+        }
+    }
+
+    fn collect_removed(&mut self) {
+        let workers = &self.workers;
+        let has_connections = |id: crate::lb::snapshot::BackendId| {
+            workers.iter().any(|worker| {
+                let counters = worker.counters.backends.get(id.0 as usize);
+                counters.is_some_and(|c| c.active.get() + c.inactive.get() > 0)
+            })
+        };
+        self.stale |= self.desired.collect_removed(has_connections);
+    }
+
+    /// Sends frames and says what an operator would want to know.
+    fn carry_out(&mut self, out: Output) {
+        for (port, frame) in out.frames {
+            self.send(port, &frame);
+        }
+        for event in out.events {
+            self.stale = true;
+            match event {
+                NetEvent::NeighbourResolved { ip, mac, .. } => {
+                    tracing::info!("next hop {ip} is at {mac}");
+                }
+                NetEvent::NeighbourChanged { ip, old, new, .. } => {
+                    tracing::warn!("next hop {ip} moved from {old} to {new}");
+                }
+                NetEvent::NeighbourLost { ip, .. } => {
+                    tracing::warn!("next hop {ip} does not answer any more");
+                }
+                NetEvent::NeighbourSilent { ip, port } => {
+                    let name = self.desired.ports().get(usize::from(port));
+                    let name = name.map_or("?", |p| p.name.as_str());
+                    tracing::warn!(
+                        "next hop {ip} does not answer on port {name}: check that it is up and in the port's subnet"
+                    );
+                }
+                NetEvent::AddressConflict { ip, mac, .. } => {
+                    tracing::error!(
+                        "address conflict: {mac} uses {ip}, which is ours: look for another instance, or for a backend that answers ARP for the VIP"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Hands a frame to a worker to send; lost, as on a full wire, when nothing is free.
+    fn send(&mut self, port: u16, frame: &[u8]) {
+        let Some(mut mbuf) = self.pool.alloc() else {
+            return;
+        };
+        if mbuf.fill(frame) {
+            mbuf.set_stamp(u64::from(port));
+            let _ = self.workers[0].inject.push(mbuf);
+        }
+    }
+
+    /// Builds the next snapshot and sends it to every worker.
+    pub fn publish(&mut self) {
+        self.stale = false;
+        self.current = Arc::new(self.desired.build(&self.net));
+        for worker in &mut self.workers {
+            worker.publish(&self.current);
+        }
+    }
+
+    /// Takes a new, valid configuration.
+    pub fn apply(&mut self, config: Config, now: Instant) {
+        self.desired.replace(config, &self.current);
+        let mut out = Output::default();
+        let ports = net_ports(&self.desired.config, self.desired.ports());
+        self.net.set_ports(ports, now, &mut out);
+        self.net.set_vips(vips(&self.desired.config), now);
+        self.net.want(self.desired.destinations(), now, &mut out);
+        self.carry_out(out);
+        self.stale = true;
+    }
+
+    /// Marks a backend and publishes soon.
+    pub fn set_backend_state(&mut self, id: crate::lb::snapshot::BackendId, state: BackendState) {
+        self.stale |= self.desired.set_state(id, state);
+    }
+
+    /// Stops the workers, then the ports, and returns the last balance of packets.
+    pub fn shut_down(mut self) -> Balance {
+        /// All of it takes less than a second.
+        const PATIENCE: Duration = Duration::from_millis(400);
+        for message in [|| Message::Quiesce, || Message::Stop] {
+            self.workers
+                .iter_mut()
+                .for_each(|worker| worker.send(message()));
+            let deadline = Instant::now() + PATIENCE;
+            while !self.workers.iter().all(WorkerLink::is_quiet) && Instant::now() < deadline {
+                for worker in &mut self.workers {
+                    worker.collect(|_done| {});
+                    while worker.passed.pop().is_some() {}
+                }
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        }
+        let mut queues: Vec<(Vec<_>, Vec<_>)> =
+            self.ports.iter().map(|_| Default::default()).collect();
+        let mut balance_of = Vec::new();
+        for worker in self.workers {
+            if let Ok(remains) = worker.remains.recv_timeout(PATIENCE) {
+                for ((rx, tx), queues) in remains.ports.into_iter().zip(&mut queues) {
+                    queues.0.extend(rx);
+                    queues.1.push(tx);
+                }
+            }
+            balance_of.push(Arc::clone(&worker.counters));
+            if let Err(error) = worker.handle.join() {
+                tracing::error!("worker on core {}: {error}", worker.core);
+            }
+        }
+        for (port, (rx, tx)) in self.ports.into_iter().zip(queues) {
+            let name = port.name().to_owned();
+            if let Err(error) = port.stop(rx, tx) {
+                tracing::warn!("port {name}: {error}");
+            }
+        }
+        let balance = sum(&balance_of);
+        drop(self.pool);
+        if let Err(error) = self.eal.cleanup() {
+            tracing::warn!("{error}");
+        }
+        balance
+    }
+}
+
+fn sum(workers: &[Arc<crate::lb::counters::WorkerCounters>]) -> Balance {
+    let sum = |read: fn(&crate::lb::counters::WorkerCounters) -> &Counter| {
+        workers.iter().map(|w| read(w).get()).sum()
+    };
+    Balance {
+        received: sum(|w| &w.received),
+        generated: sum(|w| &w.generated),
+        transmitted: sum(|w| &w.transmitted),
+        dropped: workers.iter().map(|w| w.dropped_total()).sum(),
+        passed: sum(|w| &w.passed),
+        handed_off: sum(|w| &w.handed_off),
+        taken_over: sum(|w| &w.taken_over),
+    }
+}
+
+/// Drops by reason over all workers, the largest first.
+pub fn drops(workers: &[WorkerLink]) -> Vec<(DropReason, u64)> {
+    let total = |reason: DropReason| {
+        let of = |w: &WorkerLink| w.counters.dropped[reason as usize].get();
+        workers.iter().map(of).sum::<u64>()
+    };
+    let mut drops: Vec<_> = DropReason::ALL.iter().map(|&r| (r, total(r))).collect();
+    drops.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
+    drops
+}
+
+/// Where a rewritten packet is going.
+fn destination(frame: &[u8]) -> Option<IpAddr> {
+    match parse(frame, true) {
+        Parsed::V4(packet) => Some(packet.key.destination.into()),
+        Parsed::V6(packet) => Some(packet.key.destination.into()),
+        _ => None,
+    }
+}
+
+/// The ports' addresses and next hops, as neighbour discovery wants them.
+pub fn net_ports(config: &Config, facts: &[super::desired::PortFacts]) -> Vec<net::PortConfig> {
+    let ports = config.ports.iter().zip(facts).enumerate();
+    ports
+        .map(|(index, (port, facts))| net::PortConfig {
+            index: index as u16,
+            name: port.name.clone(),
+            mac: net::Mac::from_bytes(&facts.mac),
+            addresses: port
+                .addresses
+                .iter()
+                .filter_map(|a| net::prefix(a.address, a.length))
+                .collect(),
+            check_addresses: port.check_addresses.clone(),
+            gateways: port.gateways.clone(),
+            routes: port
+                .routes
+                .iter()
+                .filter_map(|route| {
+                    let prefix = net::prefix(route.to.address, route.to.length)?;
+                    Some(net::Route {
+                        prefix,
+                        via: route.via,
+                    })
+                })
+                .collect(),
+            neighbours: port
+                .neighbours
+                .iter()
+                .map(|n| (n.address, net::Mac::from_bytes(&n.mac.0)))
+                .collect(),
+            mtu: port.mtu,
+            kernel_interface: port.kernel_interface.is_some(),
+        })
+        .collect()
+}
+
+/// What services listen on, to be answered for.
+pub fn vips(config: &Config) -> Vec<net::Prefix> {
+    let listens = config.services.iter().flat_map(|service| &service.listen);
+    listens
+        .filter_map(|l| net::prefix(l.addresses.address, l.addresses.length))
+        .collect()
+}

@@ -1,0 +1,340 @@
+//! Bringing the appliance up: DPDK, ports, tables, rings, workers. And the way back down.
+//! Runs on the main thread, which becomes the management thread.
+
+use std::sync::Arc;
+use std::sync::mpsc;
+
+use thiserror::Error;
+
+use crate::lb::counters::WorkerCounters;
+use crate::lb::flow::Seed;
+use crate::lb::shard::{Shard, ShardSize};
+use crate::lb::snapshot::Snapshot;
+use crate::port::ring::{self, Consumer, Producer, RingError, SharedProducer};
+use crate::port::{
+    Eal, EalError, EalOptions, Huge, LaunchError, Mempool, MempoolError, Port, PortError, RxQueue,
+    Started, Stopped, TxBuffer, TxQueue,
+};
+use crate::worker::{Clock, Idle, Rings, Worker, WorkerPort};
+
+use super::config::{self, Config};
+use super::desired::{MAX_BACKENDS, MAX_SERVICES, PortFacts};
+use super::workers::{COMMANDS, CommandTotals, WorkerLink};
+
+/// Packets a worker receives at once, and sends at once.
+const BURST: usize = 32;
+/// Packets that may wait for management, and from it, per worker.
+const PASSED: u32 = 1024;
+/// Packets that may wait for their owner.
+const HANDOFF: u32 = 4096;
+/// Packets that mempool caches, bursts in work and TX buffers hold, per worker.
+const IN_WORK: usize = 1024;
+
+/// Why the appliance could not start: one line that says what to do.
+#[derive(Debug, Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Eal(#[from] EalError),
+    #[error(transparent)]
+    Port(#[from] PortError),
+    #[error(transparent)]
+    Mempool(#[from] MempoolError),
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    #[error("worker on core {core}: {error}")]
+    Launch { core: u16, error: LaunchError },
+    #[error(
+        "no memory for {connections} connections: {error}; lower workers.connections or free memory"
+    )]
+    Tables {
+        connections: usize,
+        error: std::io::Error,
+    },
+    #[error(
+        "port {port} has {queues} transmit queues for {workers} workers; use fewer cores in workers.cores, or a device with more queues"
+    )]
+    TxQueues {
+        port: String,
+        queues: u16,
+        workers: usize,
+    },
+}
+
+/// Everything that runs, in the order in which it must come down.
+pub struct Machine {
+    pub workers: Vec<WorkerLink>,
+    pub ports: Vec<Port<Started>>,
+    pub pool: Mempool,
+    pub clock: Clock,
+    pub eal: Eal,
+}
+
+/// Started ports whose queues wait for their workers.
+pub struct Ready {
+    pub eal: Eal,
+    pub pool: Mempool,
+    pub ports: Vec<Port<Started>>,
+    queues: Vec<Vec<(Option<RxQueue>, TxQueue)>>,
+}
+
+impl Ready {
+    pub fn facts(&self, config: &Config) -> Vec<PortFacts> {
+        let ports = self.ports.iter().zip(&config.ports);
+        let fact = |(port, config): (&Port<Started>, &config::Port)| PortFacts {
+            name: config.name.clone(),
+            mac: port.mac(),
+            mtu: config.mtu,
+        };
+        ports.map(fact).collect()
+    }
+}
+
+/// Starts DPDK and the ports.
+pub fn prepare(config: &Config) -> Result<Ready, StartError> {
+    let workers = config.workers.cores.len();
+    let buffers = packet_buffers(config);
+    let eal = Eal::init(&eal_options(config, buffers))?;
+    match eal.no_huge_pages_reason() {
+        None => tracing::info!("DPDK's memory is on huge pages"),
+        Some(reason) => tracing::warn!(
+            "no huge pages, which costs speed (more TLB misses): {reason}; reserve some with: \
+             sysctl vm.nr_hugepages=512"
+        ),
+    }
+    let pool = Mempool::new("packets", buffers, config.workers.buffer_size, 256, -1)?;
+    let mut ports = Vec::new();
+    let mut queues: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
+    for port in &config.ports {
+        let (started, rx, tx) = start_port(port, workers, &pool)?;
+        let mut rx = rx.into_iter();
+        for (worker, tx) in queues.iter_mut().zip(tx) {
+            worker.push((rx.next(), tx));
+        }
+        ports.push(started);
+    }
+    Ok(Ready {
+        eal,
+        pool,
+        ports,
+        queues,
+    })
+}
+
+fn eal_options(config: &Config, buffers: u32) -> EalOptions {
+    let main = (0, u32::from(config.management.core));
+    let workers = config.workers.cores.iter().zip(1..);
+    // Two instances with different sockets may run side by side.
+    let socket = config.management.socket.to_string_lossy();
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+    let name: Vec<char> = socket.chars().map(plain).collect();
+    let tail: String = name[name.len().saturating_sub(48)..].iter().collect();
+    let buffer = u64::from(config.workers.buffer_size) + 384;
+    let pool_mib = u64::from(buffers) * buffer / (1 << 20);
+    let devices = config.ports.iter().map(|p| p.device.clone());
+    EalOptions {
+        lcores: std::iter::once(main)
+            .chain(workers.map(|(&core, id)| (id, u32::from(core))))
+            .collect(),
+        file_prefix: format!("evenkeel{tail}"),
+        memory_mib: Some((pool_mib + 64) as u32),
+        huge: Huge::Auto,
+        allow_pci: devices.filter(|device| is_pci(device)).collect(),
+        log_level: None,
+    }
+}
+
+/// A PCI address, not a virtual device.
+fn is_pci(device: &str) -> bool {
+    let address = device.split(',').next().unwrap_or(device);
+    address.contains(':') && !address.starts_with("net_")
+}
+
+/// What rings, queues and bursts can hold at once, with some to spare.
+fn packet_buffers(config: &Config) -> u32 {
+    let workers = config.workers.cores.len();
+    let per_port = |p: &config::Port| usize::from(p.rx_descriptors) + usize::from(p.tx_descriptors);
+    let queues: usize = config.ports.iter().map(per_port).sum();
+    let needed = workers * (queues + IN_WORK + 2 * PASSED as usize + HANDOFF as usize) + 1024;
+    config.workers.buffers.unwrap_or(needed as u32)
+}
+
+type StartedPort = (Port<Started>, Vec<RxQueue>, Vec<TxQueue>);
+
+fn start_port(
+    config: &config::Port,
+    workers: usize,
+    pool: &Mempool,
+) -> Result<StartedPort, StartError> {
+    let port = Port::<Stopped>::open(&config.name, &config.device)?;
+    let info = port.info()?;
+    if usize::from(info.max_tx_queues) < workers {
+        return Err(StartError::TxQueues {
+            port: config.name.clone(),
+            queues: info.max_tx_queues,
+            workers,
+        });
+    }
+    let rx_queues = info.max_rx_queues.min(workers as u16);
+    let settings = crate::port::PortConfig {
+        rx_queues,
+        tx_queues: workers as u16,
+        descriptors: config.rx_descriptors,
+        ..crate::port::PortConfig::default()
+    };
+    let (port, rx, tx) = port.start(&settings, std::slice::from_ref(pool))?;
+    tracing::info!(
+        "port {}: {} ({}), MAC {}, {} rx and {} tx queues{}",
+        config.name,
+        config.device,
+        info.driver,
+        mac_text(&port.mac()),
+        rx.len(),
+        tx.len(),
+        if info.rx_offloads == 0 {
+            ", checksums in software"
+        } else {
+            ""
+        },
+    );
+    Ok((port, rx, tx))
+}
+
+fn mac_text(mac: &[u8; 6]) -> String {
+    let parts: Vec<String> = mac.iter().map(|b| format!("{b:02x}")).collect();
+    parts.join(":")
+}
+
+/// The two ends of one worker's rings.
+struct Ends {
+    rings: Rings,
+    commands: Producer<Box<crate::worker::Message>>,
+    events: Consumer<Box<crate::worker::Message>>,
+    passed: Consumer<crate::port::Mbuf>,
+    inject: Producer<crate::port::Mbuf>,
+}
+
+fn ends(
+    taken: Consumer<crate::port::Mbuf>,
+    handoff: Vec<SharedProducer<crate::port::Mbuf>>,
+) -> Result<Ends, RingError> {
+    let (commands, commands_in) = ring::spsc("commands", COMMANDS as u32)?;
+    let (events_out, events) = ring::spsc("events", COMMANDS as u32)?;
+    let (passed_out, passed) = ring::spsc("passed", PASSED)?;
+    let (inject, inject_in) = ring::spsc("inject", PASSED)?;
+    let rings = Rings {
+        commands: commands_in,
+        events: events_out,
+        passed: passed_out,
+        inject: inject_in,
+        taken,
+        handoff,
+    };
+    Ok(Ends {
+        rings,
+        commands,
+        events,
+        passed,
+        inject,
+    })
+}
+
+/// Makes the shards and sends the workers off with `snapshot`.
+pub fn launch(
+    ready: Ready,
+    config: &Config,
+    snapshot: &Arc<Snapshot>,
+) -> Result<Machine, StartError> {
+    let count = config.workers.cores.len();
+    let (seed, clock) = (Seed::random(), Clock::start());
+    let mut senders = Vec::new();
+    let mut takers = Vec::new();
+    for _ in 0..count {
+        let (sender, taker) = ring::mpsc("handoff", HANDOFF)?;
+        senders.push(sender);
+        takers.push(taker);
+    }
+    let mut workers = Vec::new();
+    let cores = config.workers.cores.iter().copied();
+    for (index, ((core, queues), taken)) in cores.zip(ready.queues).zip(takers).enumerate() {
+        let counters = Arc::new(WorkerCounters::new(MAX_BACKENDS));
+        let shard = shard(config, index, count, seed, &counters)?;
+        let ends = ends(taken, senders.clone())?;
+        let port = |(rx, tx)| WorkerPort {
+            rx,
+            tx: TxBuffer::new(tx, BURST),
+        };
+        let ports = queues.into_iter().map(port).collect();
+        let snapshot = Arc::clone(snapshot);
+        let idle = idle(config.workers.idle);
+        let worker = Worker::new(
+            index,
+            shard,
+            snapshot,
+            ready.pool.clone(),
+            ports,
+            ends.rings,
+            clock,
+            idle,
+        );
+        let (leave, remains) = mpsc::channel();
+        let body = Box::new(move || {
+            // Management is gone only when the process ends anyway.
+            let _ = leave.send(worker.run());
+        });
+        let handle = ready
+            .eal
+            .launch(index as u32 + 1, body)
+            .map_err(|error| StartError::Launch { core, error })?;
+        workers.push(WorkerLink {
+            commands: ends.commands,
+            events: ends.events,
+            passed: ends.passed,
+            inject: ends.inject,
+            counters,
+            handle,
+            remains,
+            core,
+            outstanding: 0,
+            backlog: Default::default(),
+            totals: CommandTotals::default(),
+        });
+    }
+    Ok(Machine {
+        workers,
+        ports: ready.ports,
+        pool: ready.pool,
+        clock,
+        eal: ready.eal,
+    })
+}
+
+fn shard(
+    config: &Config,
+    index: usize,
+    count: usize,
+    seed: Seed,
+    counters: &Arc<WorkerCounters>,
+) -> Result<Shard, StartError> {
+    let connections = (config.workers.connections as usize).div_ceil(count);
+    let v6 = config
+        .services
+        .iter()
+        .flat_map(|s| &s.listen)
+        .any(|l| l.addresses.address.is_ipv6());
+    let size = ShardSize {
+        connections_v4: connections,
+        connections_v6: if v6 { connections } else { 1 },
+        services: MAX_SERVICES,
+    };
+    let counters = Arc::clone(counters);
+    Shard::new(size, seed, index as u32, count as u32, counters)
+        .map_err(|error| StartError::Tables { connections, error })
+}
+
+fn idle(idle: config::Idle) -> Idle {
+    match idle {
+        config::Idle::Poll => Idle::Poll,
+        config::Idle::Yield => Idle::Yield,
+        config::Idle::Sleep => Idle::Sleep,
+    }
+}

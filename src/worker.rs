@@ -1,0 +1,441 @@
+//! One core's loop: receive, decide, send, and between bursts whatever management asks for.
+//!
+//! A worker owns its queues, its shard and its counters and shares nothing but rings. While
+//! packets flow it never allocates, locks, logs, makes a system call or frees a large value;
+//! it reads the clock once per burst.
+
+use std::sync::Arc;
+
+use crate::lb::counters::{DropReason, WorkerCounters};
+use crate::lb::frame::Frame;
+use crate::lb::shard::Shard;
+use crate::lb::snapshot::Snapshot;
+use crate::lb::{Arrival, MAX_BURST, Now, Outbox, Pass, Verdict};
+use crate::port::clock::Tsc;
+use crate::port::ring::{Consumer, Producer, SharedProducer};
+use crate::port::{Batch, Mbuf, Mempool, RxChecksum, RxQueue, TxBuffer, TxQueue};
+
+/// What management asks of a worker. Every message comes back up the event ring when it is
+/// done, carrying what it replaced: the worker frees nothing.
+pub enum Message {
+    /// Use this snapshot from the next burst on; comes back with the old one.
+    Swap(Arc<Snapshot>),
+    /// Receive no more from the ports, but keep taking packets from other workers.
+    Quiesce,
+    /// Come to an end; comes back first.
+    Stop,
+    /// Copy connections into the vector, as far as its capacity goes.
+    List(Box<crate::lb::listing::Request>),
+}
+
+/// The bit of a passed packet's stamp that says [`Pass::Resolve`]; the rest is the TSC when it
+/// was received.
+pub const RESOLVE: u64 = 1 << 63;
+
+/// What a worker does when nothing arrives.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Idle {
+    Poll,
+    Yield,
+    Sleep,
+}
+
+/// A worker's queues of one port.
+pub struct WorkerPort {
+    /// None where the port has fewer queues than there are workers: other workers receive, and
+    /// hand over what belongs here.
+    pub rx: Option<RxQueue>,
+    pub tx: TxBuffer,
+}
+
+/// The rings that tie a worker to management and to the other workers.
+pub struct Rings {
+    pub commands: Consumer<Box<Message>>,
+    pub events: Producer<Box<Message>>,
+    /// To management: packets that are not forwarded here.
+    pub passed: Producer<Mbuf>,
+    /// From management: frames to send; the stamp is the index of the port.
+    pub inject: Consumer<Mbuf>,
+    /// From the other workers: packets that this one owns.
+    pub taken: Consumer<Mbuf>,
+    /// To each worker, by index; one's own is not used.
+    pub handoff: Vec<SharedProducer<Mbuf>>,
+}
+
+/// Turns TSC ticks into [`Now`].
+#[derive(Clone, Copy)]
+pub struct Clock {
+    start: u64,
+    /// Nanoseconds per tick, as a fraction of 2^32.
+    scale: u64,
+}
+
+impl Clock {
+    /// A clock that starts now. Copies of it agree.
+    pub fn start() -> Self {
+        let scale = (1_000_000_000u128 << 32) / u128::from(Tsc::hz().max(1));
+        Self {
+            start: Tsc::now(),
+            scale: scale as u64,
+        }
+    }
+
+    #[inline(always)]
+    pub fn at(&self, tsc: u64) -> Now {
+        let ticks = tsc.wrapping_sub(self.start);
+        Now::from_nanos(((u128::from(ticks) * u128::from(self.scale)) >> 32) as u64)
+    }
+
+    pub fn now(&self) -> Now {
+        self.at(Tsc::now())
+    }
+
+    /// Nanoseconds that `ticks` of the TSC take.
+    pub fn nanos(&self, ticks: u64) -> u64 {
+        ((u128::from(ticks) * u128::from(self.scale)) >> 32) as u64
+    }
+}
+
+pub struct Worker {
+    index: usize,
+    shard: Shard,
+    counters: Arc<WorkerCounters>,
+    snapshot: Arc<Snapshot>,
+    pool: Mempool,
+    ports: Vec<WorkerPort>,
+    rings: Rings,
+    clock: Clock,
+    idle: Idle,
+    /// A message that is done but found the event ring full.
+    unsent: Option<Box<Message>>,
+    batch: Batch,
+    verdicts: [Verdict; MAX_BURST],
+    swept: u64,
+    idle_loops: u32,
+    receiving: bool,
+    running: bool,
+}
+
+/// What a worker leaves behind: the queues, to stop the ports with.
+pub struct Remains {
+    pub ports: Vec<(Option<RxQueue>, TxQueue)>,
+}
+
+impl Worker {
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        index: usize,
+        shard: Shard,
+        snapshot: Arc<Snapshot>,
+        pool: Mempool,
+        ports: Vec<WorkerPort>,
+        rings: Rings,
+        clock: Clock,
+        idle: Idle,
+    ) -> Self {
+        Self {
+            index,
+            counters: Arc::clone(&shard.counters),
+            shard,
+            snapshot,
+            pool,
+            ports,
+            rings,
+            clock,
+            idle,
+            unsent: None,
+            batch: Batch::new(),
+            verdicts: [Verdict::Pass(Pass::Local); MAX_BURST],
+            swept: 0,
+            idle_loops: 0,
+            receiving: true,
+            running: true,
+        }
+    }
+
+    /// Runs until management says stop.
+    pub fn run(mut self) -> Remains {
+        self.counters.generation.set(self.snapshot.generation);
+        let mut begun = Tsc::now();
+        while self.running {
+            let now = self.clock.at(begun);
+            let packets = self.receive(now) + self.take_over(now) + self.inject();
+            self.flush();
+            self.housekeeping(now);
+            let ended = Tsc::now();
+            self.counters.total_ticks.add(ended.wrapping_sub(begun));
+            if packets > 0 {
+                self.counters.busy_ticks.add(ended.wrapping_sub(begun));
+                self.idle_loops = 0;
+            } else {
+                self.rest();
+            }
+            begun = ended;
+        }
+        self.finish()
+    }
+
+    /// One burst from every port.
+    #[inline(always)]
+    fn receive(&mut self, now: Now) -> usize {
+        let mut packets = 0;
+        for port in 0..self.ports.len() {
+            let Some(rx) = self.ports[port].rx.as_mut().filter(|_| self.receiving) else {
+                continue;
+            };
+            let count = rx.receive(&mut self.batch);
+            if count > 0 {
+                packets += count;
+                self.counters.received.add(count as u64);
+                self.burst(Arrival::Port(port as u8), now);
+            }
+        }
+        packets
+    }
+
+    /// Decides about the batch and carries the decisions out.
+    #[inline(always)]
+    fn burst(&mut self, arrival: Arrival, now: Now) {
+        let Self {
+            batch,
+            verdicts,
+            ports,
+            counters,
+            rings,
+            ..
+        } = self;
+        let mut way_out = WayOut {
+            pool: &self.pool,
+            ports,
+            counters,
+        };
+        let frames = batch.as_mut_slice();
+        self.shard
+            .process(&self.snapshot, now, arrival, frames, verdicts, &mut way_out);
+        for (mbuf, verdict) in batch.drain().zip(&*verdicts) {
+            match *verdict {
+                Verdict::Transmit(port) => way_out.transmit(port, mbuf),
+                Verdict::Reply { port, reason } => {
+                    counters.count_drop(reason);
+                    way_out.send(port, mbuf);
+                }
+                Verdict::Drop(reason) => counters.count_drop(reason),
+                Verdict::Pass(pass) => pass_up(rings, counters, mbuf, pass),
+                Verdict::HandOff(owner) => hand_off(rings, counters, mbuf, owner),
+            }
+        }
+    }
+
+    /// Packets that other workers received and this one owns.
+    fn take_over(&mut self, now: Now) -> usize {
+        let count = self.rings.taken.pop_batch(&mut self.batch);
+        if count == 0 {
+            return 0;
+        }
+        self.counters.taken_over.add(count as u64);
+        self.burst(Arrival::HandOff, now);
+        count
+    }
+
+    /// Frames that management made.
+    fn inject(&mut self) -> usize {
+        let mut count = 0;
+        while count < MAX_BURST
+            && let Some(mbuf) = self.rings.inject.pop()
+        {
+            count += 1;
+            self.counters.generated.add(1);
+            match self.ports.get_mut(mbuf.stamp() as usize) {
+                Some(port) => port.tx.push(mbuf),
+                None => self.counters.count_drop(DropReason::NoNeighbour),
+            }
+        }
+        count
+    }
+
+    #[inline(always)]
+    fn flush(&mut self) {
+        let (mut packets, mut bytes, mut dropped) = (0, 0, 0);
+        for port in &mut self.ports {
+            port.tx.flush();
+            let stats = port.tx.stats();
+            packets += stats.packets;
+            bytes += stats.bytes;
+            dropped += stats.dropped;
+        }
+        self.counters.transmitted.set(packets);
+        self.counters.transmitted_bytes.set(bytes);
+        self.counters.dropped[DropReason::TxFull as usize].set(dropped);
+    }
+
+    /// One command, and a little of the sweep.
+    #[inline(always)]
+    fn housekeeping(&mut self, now: Now) {
+        /// The whole table is swept in this time, a slice every millisecond.
+        const SWEEP_MILLIS: usize = 10_000;
+        if self.unsent.is_some() || !self.rings.commands.is_empty() {
+            self.obey();
+        }
+        if now.nanos.wrapping_sub(self.swept) >= 1_000_000 {
+            self.swept = now.nanos;
+            let buckets = self.shard.buckets().div_ceil(SWEEP_MILLIS);
+            self.shard.sweep(now, buckets);
+        }
+    }
+
+    #[cold]
+    fn obey(&mut self) {
+        if let Some(message) = self.unsent.take() {
+            self.unsent = self.rings.events.push(message).err();
+        }
+        // What is done must be reported before anything else is begun.
+        if self.unsent.is_some() {
+            return;
+        }
+        let Some(mut message) = self.rings.commands.pop() else {
+            return;
+        };
+        match &mut *message {
+            Message::Swap(snapshot) => {
+                std::mem::swap(snapshot, &mut self.snapshot);
+                self.counters.swaps.add(1);
+                self.counters.generation.set(self.snapshot.generation);
+            }
+            Message::Quiesce => self.receiving = false,
+            Message::Stop => self.running = false,
+            Message::List(request) => request.fill(&self.shard, self.clock.now()),
+        }
+        self.unsent = self.rings.events.push(message).err();
+    }
+
+    /// Nothing arrived.
+    #[cold]
+    fn rest(&mut self) {
+        /// Loops without a packet before a worker lets go of its CPU.
+        const PATIENCE: u32 = 64;
+        self.idle_loops = self.idle_loops.saturating_add(1);
+        if self.idle_loops < PATIENCE {
+            std::hint::spin_loop();
+            return;
+        }
+        match self.idle {
+            Idle::Poll => std::hint::spin_loop(),
+            Idle::Yield => std::thread::yield_now(),
+            Idle::Sleep => std::thread::sleep(std::time::Duration::from_micros(50)),
+        }
+    }
+
+    /// Counts what is left in the rings and gives the queues back.
+    fn finish(mut self) -> Remains {
+        while let Some(_mbuf) = self.rings.taken.pop() {
+            self.counters.taken_over.add(1);
+            self.counters.count_drop(DropReason::Shutdown);
+        }
+        while let Some(_mbuf) = self.rings.inject.pop() {
+            self.counters.generated.add(1);
+            self.counters.count_drop(DropReason::Shutdown);
+        }
+        self.flush();
+        tracing::debug!("worker {} ended", self.index);
+        let queues = |port: WorkerPort| (port.rx, port.tx.into_queue().0);
+        Remains {
+            ports: self.ports.into_iter().map(queues).collect(),
+        }
+    }
+}
+
+/// The transmit buffers of all ports, and a pool for packets beside the burst's own.
+struct WayOut<'a> {
+    pool: &'a Mempool,
+    ports: &'a mut [WorkerPort],
+    counters: &'a WorkerCounters,
+}
+
+impl WayOut<'_> {
+    #[inline(always)]
+    fn transmit(&mut self, port: u8, mbuf: Mbuf) {
+        match self.ports.get_mut(usize::from(port)) {
+            Some(port) => port.tx.push(mbuf),
+            None => self.counters.count_drop(DropReason::NoNeighbour),
+        }
+    }
+}
+
+impl Outbox for WayOut<'_> {
+    type Frame = Mbuf;
+
+    fn make(&mut self) -> Option<Mbuf> {
+        self.pool.alloc()
+    }
+
+    fn send(&mut self, port: u8, mbuf: Mbuf) {
+        self.counters.generated.add(1);
+        self.transmit(port, mbuf);
+    }
+}
+
+/// Gives a packet, unchanged, to the worker that owns its flow.
+#[inline(always)]
+fn hand_off(rings: &mut Rings, counters: &WorkerCounters, mbuf: Mbuf, owner: u8) {
+    match rings
+        .handoff
+        .get(usize::from(owner))
+        .map(|ring| ring.push(mbuf))
+    {
+        Some(Ok(())) => counters.handed_off.add(1),
+        _ => counters.count_drop(DropReason::HandoffFull),
+    }
+}
+
+/// Gives a packet to management.
+#[cold]
+fn pass_up(rings: &mut Rings, counters: &WorkerCounters, mut mbuf: Mbuf, pass: Pass) {
+    let resolve = if pass == Pass::Resolve { RESOLVE } else { 0 };
+    mbuf.set_stamp(Tsc::now() & !RESOLVE | resolve);
+    match rings.passed.push(mbuf) {
+        Ok(()) => counters.passed.add(1),
+        Err(_full) => counters.count_drop(DropReason::PuntFull),
+    }
+}
+
+impl Frame for Mbuf {
+    #[inline(always)]
+    fn bytes(&self) -> &[u8] {
+        Mbuf::bytes(self)
+    }
+
+    #[inline(always)]
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        Mbuf::bytes_mut(self)
+    }
+
+    #[inline(always)]
+    fn prepend(&mut self, count: usize) -> bool {
+        Mbuf::prepend(self, count)
+    }
+
+    #[inline(always)]
+    fn trim_front(&mut self, count: usize) -> bool {
+        Mbuf::trim_front(self, count)
+    }
+
+    #[inline(always)]
+    fn append(&mut self, count: usize) -> bool {
+        Mbuf::append(self, count)
+    }
+
+    #[inline(always)]
+    fn truncate(&mut self, length: usize) {
+        Mbuf::truncate(self, length);
+    }
+
+    #[inline(always)]
+    fn ip_checksum_verified(&self) -> bool {
+        self.ip_checksum() == RxChecksum::Good
+    }
+
+    #[inline(always)]
+    fn is_contiguous(&self) -> bool {
+        self.segments() == 1
+    }
+}
