@@ -9,6 +9,7 @@ mod client;
 mod connections;
 mod ipvsadm;
 pub mod log;
+mod run;
 mod status;
 mod table;
 mod version;
@@ -32,6 +33,8 @@ pub use client::ClientError;
 pub enum CliError {
     #[error(transparent)]
     Config(#[from] FileError),
+    #[error(transparent)]
+    Run(#[from] crate::mgmt::RunError),
     #[error(transparent)]
     Client(#[from] ClientError),
     #[error(transparent)]
@@ -75,6 +78,8 @@ pub struct Shared {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run the load balancer in the foreground until a signal ends it
+    Run(ConfigFile),
     /// Check a configuration and say what is wrong with it
     Check(ConfigFile),
     /// Show services and backends, ports, workers and drops
@@ -101,6 +106,7 @@ pub struct ConfigFile {
 pub fn run(cli: Cli) -> Result<(), CliError> {
     let shared = cli.shared;
     match cli.command {
+        Command::Run(file) => run::run(&file),
         Command::Check(file) => check::run(&file, &shared),
         Command::Status(args) => status::run(&args, &shared),
         Command::Connections(args) => connections::run(&args, &shared),

@@ -106,7 +106,7 @@ fn the_command_line_is_sound() {
         );
     }
     let cli = Cli::try_parse_from(["evenkeel", "status", "--json", "--socket", "/tmp/s"]).unwrap();
-    assert!(cli.shared.json && cli.shared.socket == "/tmp/s");
+    assert!(cli.shared.json && cli.shared.socket.as_os_str() == "/tmp/s");
 }
 
 #[test]

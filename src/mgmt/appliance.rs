@@ -3,23 +3,28 @@
 //!
 //! It never touches a packet that is forwarded, and forwarding does not wait for it.
 
+use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use crate::lb::counters::{Counter, DropReason};
+use crate::lb::listing;
 use crate::lb::parse::{Parsed, parse};
 use crate::lb::snapshot::{BackendState, Snapshot};
-use crate::port::Mempool;
+use crate::port::{Mempool, Port, PortInfo, Started};
 use crate::worker::{Clock, Message, RESOLVE};
 
+use super::api::{ConnectionFilter, Connections, Request};
 use super::config::Config;
 use super::desired::Desired;
 use super::net::{self, NetEvent, NetState, Output};
 use super::start::Machine;
+use super::status::Source;
 use super::workers::WorkerLink;
 
 /// How often management looks at its rings.
@@ -35,13 +40,24 @@ pub struct Appliance {
     pub workers: Vec<WorkerLink>,
     pub current: Arc<Snapshot>,
     pub clock: Clock,
-    ports: Vec<crate::port::Port<crate::port::Started>>,
+    ports: Vec<(Port<Started>, PortInfo)>,
+    started: Instant,
+    notes: Vec<String>,
+    listings: VecDeque<Listing>,
     link_up: Vec<bool>,
     pool: Mempool,
     /// Something that snapshots are made of has changed.
     stale: bool,
     next_slow_look: Instant,
     eal: crate::port::Eal,
+}
+
+/// A question for connections that is being answered, bucket by bucket, worker by worker.
+struct Listing {
+    worker: usize,
+    filter: ConnectionFilter,
+    found: Connections,
+    reply: tokio::sync::oneshot::Sender<Connections>,
 }
 
 /// The balance of packets over all workers, at one moment.
@@ -91,12 +107,20 @@ impl Appliance {
             pool: machine.pool,
             stale: true,
             next_slow_look: Instant::now(),
+            started: Instant::now(),
+            listings: VecDeque::new(),
+            notes: Vec::from_iter(
+                machine
+                    .eal
+                    .no_huge_pages_reason()
+                    .map(|reason| format!("No huge pages: {reason}.")),
+            ),
             eal: machine.eal,
         }
     }
 
     /// Runs until a signal ends it.
-    pub async fn run(&mut self) -> std::io::Result<()> {
+    pub async fn run(&mut self, mut requests: mpsc::Receiver<Request>) -> std::io::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut look = tokio::time::interval(LOOK);
@@ -106,6 +130,7 @@ impl Appliance {
                 biased;
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
+                Some(request) = requests.recv() => self.answer(request),
                 _ = look.tick() => self.look(Instant::now()),
             }
         }
@@ -120,7 +145,13 @@ impl Appliance {
     pub fn look(&mut self, now: Instant) {
         let mut out = Output::default();
         for worker in 0..self.workers.len() {
-            self.workers[worker].collect(|_done| {});
+            let mut lists = Vec::new();
+            self.workers[worker].collect(|done| {
+                if let Message::List(request) = done {
+                    lists.push(request);
+                }
+            });
+            lists.iter().for_each(|request| self.list(request));
             self.take_passed(worker, now, &mut out);
         }
         self.net.poll(now, &mut out);
@@ -164,12 +195,12 @@ impl Appliance {
     }
 
     fn port_index(&self, id: u16) -> u16 {
-        let position = self.ports.iter().position(|port| port.id() == id);
+        let position = self.ports.iter().position(|(port, _)| port.id() == id);
         position.unwrap_or(0) as u16
     }
 
     fn look_at_ports(&mut self, now: Instant, out: &mut Output) {
-        for (index, port) in self.ports.iter().enumerate() {
+        for (index, (port, _)) in self.ports.iter().enumerate() {
             let up = port.link().up;
             if up == self.link_up[index] {
                 continue;
@@ -260,6 +291,81 @@ impl Appliance {
         self.stale = true;
     }
 
+    fn source(&self) -> Source<'_> {
+        Source {
+            desired: &self.desired,
+            snapshot: &self.current,
+            workers: &self.workers,
+            ports: &self.ports,
+            uptime: self.started.elapsed(),
+            notes: &self.notes,
+        }
+    }
+
+    /// Whoever asked may have gone; then the answer is for nobody.
+    fn answer(&mut self, request: Request) {
+        match request {
+            Request::Status(reply) => drop(reply.send(self.source().status())),
+            Request::Config(reply) => {
+                drop(reply.send(Arc::new(self.desired.config.clone())));
+            }
+            Request::Connections { filter, reply } => {
+                self.listings.push_back(Listing {
+                    worker: 0,
+                    filter,
+                    found: Connections::default(),
+                    reply,
+                });
+                if self.listings.len() == 1 {
+                    self.ask_for_connections(0);
+                }
+            }
+        }
+    }
+
+    /// Asks the worker whose turn it is for its connections from a bucket on.
+    fn ask_for_connections(&mut self, from: usize) {
+        if let Some(listing) = self.listings.front() {
+            let request = Box::new(listing::Request::new(from));
+            self.workers[listing.worker].send(Message::List(request));
+        }
+    }
+
+    /// A worker's connections came back: on to its next buckets, the next worker, or the answer.
+    fn list(&mut self, request: &listing::Request) {
+        let Some(mut listing) = self.listings.pop_front() else {
+            return;
+        };
+        let source = self.source();
+        for listed in &request.connections {
+            let worker = listing.worker as u16;
+            let shown = source.connection(listed, worker, &listing.filter);
+            if listing.found.connections.len() < listing.filter.limit {
+                listing.found.connections.extend(shown);
+            } else {
+                listing.found.more |= shown.is_some();
+            }
+        }
+        let next = match request.next {
+            _ if listing.found.more => None,
+            Some(bucket) => Some(bucket),
+            None => {
+                listing.worker += 1;
+                (listing.worker < self.workers.len()).then_some(0)
+            }
+        };
+        match next {
+            Some(bucket) => {
+                self.listings.push_front(listing);
+                self.ask_for_connections(bucket);
+            }
+            None => {
+                drop(listing.reply.send(listing.found));
+                self.ask_for_connections(0);
+            }
+        }
+    }
+
     /// Marks a backend and publishes soon.
     pub fn set_backend_state(&mut self, id: crate::lb::snapshot::BackendId, state: BackendState) {
         self.stale |= self.desired.set_state(id, state);
@@ -297,7 +403,7 @@ impl Appliance {
                 tracing::error!("worker on core {}: {error}", worker.core);
             }
         }
-        for (port, (rx, tx)) in self.ports.into_iter().zip(queues) {
+        for ((port, _), (rx, tx)) in self.ports.into_iter().zip(queues) {
             let name = port.name().to_owned();
             if let Err(error) = port.stop(rx, tx) {
                 tracing::warn!("port {name}: {error}");

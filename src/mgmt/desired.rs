@@ -176,6 +176,29 @@ impl Desired {
         self.removed.values()
     }
 
+    /// Those of one service.
+    pub fn removed_of(&self, service: &str) -> impl Iterator<Item = &Backend> {
+        let id = self.services.by_key.get(service).copied();
+        let removed = self.removed.values();
+        removed.filter(move |b| Some(b.service.0) == id)
+    }
+
+    pub fn find_backend(
+        &self,
+        service: &config::Service,
+        backend: &config::Backend,
+    ) -> Option<BackendId> {
+        let key = BackendKey::of(service, backend);
+        self.backends.by_key.get(&key).copied().map(BackendId)
+    }
+
+    /// The name of a backend that is configured.
+    pub fn backend_name(&self, id: BackendId) -> Option<String> {
+        let mut all = self.each_backend();
+        let found = all.find(|(service, backend)| self.find_backend(service, backend) == Some(id));
+        found.map(|(_, backend)| backend.name.clone())
+    }
+
     pub fn backend_id(
         &mut self,
         service: &config::Service,
@@ -303,6 +326,7 @@ impl Desired {
             id,
             address: backend.address,
             outer_source: self.own_address(port, backend.address),
+            outer_spread: 0,
             weight: self.weights.get(&id).copied().unwrap_or(configured_weight),
             configured_weight,
             upper: backend.upper.unwrap_or(0),
@@ -377,6 +401,8 @@ impl Desired {
                 config::Untracked::Drop => Untracked::Drop,
             },
             timeouts: timeouts(&service.timeouts),
+            one_packet: service.one_packet,
+            mss_clamp: service.mss_clamp.unwrap_or(0),
         }
     }
 

@@ -7,6 +7,7 @@ pub mod desired;
 pub mod health;
 pub mod net;
 pub mod start;
+pub mod status;
 pub mod timers;
 pub mod workers;
 
@@ -24,6 +25,8 @@ use net::{NetState, Output};
 #[derive(Debug, Error)]
 pub enum RunError {
     #[error(transparent)]
+    Socket(#[from] api::SocketError),
+    #[error(transparent)]
     Start(#[from] start::StartError),
     #[error("the management thread cannot run: {0}")]
     Io(#[from] std::io::Error),
@@ -33,6 +36,7 @@ pub enum RunError {
 
 /// Runs the appliance until a signal ends it.
 pub fn run(config: Config) -> Result<(), RunError> {
+    let socket = api::Socket::claim(&config.management.socket)?;
     let ready = start::prepare(&config)?;
     let facts = ready.facts(&config);
     let (now, mut out) = (Instant::now(), Output::default());
@@ -48,7 +52,13 @@ pub fn run(config: Config) -> Result<(), RunError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let ran = runtime.block_on(appliance.run());
+    let (handle, requests) = api::Handle::new();
+    let ran = runtime.block_on(async {
+        tokio::select! {
+            served = api::serve(&socket, handle) => served,
+            ended = appliance.run(requests) => ended,
+        }
+    });
     tracing::info!("stopping");
     let balance = appliance.shut_down();
     tracing::info!(

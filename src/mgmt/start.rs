@@ -12,8 +12,8 @@ use crate::lb::shard::{Shard, ShardSize};
 use crate::lb::snapshot::Snapshot;
 use crate::port::ring::{self, Consumer, Producer, RingError, SharedProducer};
 use crate::port::{
-    Eal, EalError, EalOptions, Huge, LaunchError, Mempool, MempoolError, Port, PortError, RxQueue,
-    Started, Stopped, TxBuffer, TxQueue,
+    Eal, EalError, EalOptions, Huge, LaunchError, Mempool, MempoolError, Port, PortError, PortInfo,
+    RxQueue, Started, Stopped, TxBuffer, TxQueue,
 };
 use crate::worker::{Clock, Idle, Rings, Worker, WorkerPort};
 
@@ -63,7 +63,7 @@ pub enum StartError {
 /// Everything that runs, in the order in which it must come down.
 pub struct Machine {
     pub workers: Vec<WorkerLink>,
-    pub ports: Vec<Port<Started>>,
+    pub ports: Vec<(Port<Started>, PortInfo)>,
     pub pool: Mempool,
     pub clock: Clock,
     pub eal: Eal,
@@ -73,14 +73,14 @@ pub struct Machine {
 pub struct Ready {
     pub eal: Eal,
     pub pool: Mempool,
-    pub ports: Vec<Port<Started>>,
+    pub ports: Vec<(Port<Started>, PortInfo)>,
     queues: Vec<Vec<(Option<RxQueue>, TxQueue)>>,
 }
 
 impl Ready {
     pub fn facts(&self, config: &Config) -> Vec<PortFacts> {
         let ports = self.ports.iter().zip(&config.ports);
-        let fact = |(port, config): (&Port<Started>, &config::Port)| PortFacts {
+        let fact = |((port, _), config): (&(Port<Started>, PortInfo), &config::Port)| PortFacts {
             name: config.name.clone(),
             mac: port.mac(),
             mtu: config.mtu,
@@ -105,12 +105,12 @@ pub fn prepare(config: &Config) -> Result<Ready, StartError> {
     let mut ports = Vec::new();
     let mut queues: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
     for port in &config.ports {
-        let (started, rx, tx) = start_port(port, workers, &pool)?;
+        let (started, info, rx, tx) = start_port(port, workers, &pool)?;
         let mut rx = rx.into_iter();
         for (worker, tx) in queues.iter_mut().zip(tx) {
             worker.push((rx.next(), tx));
         }
-        ports.push(started);
+        ports.push((started, info));
     }
     Ok(Ready {
         eal,
@@ -158,7 +158,7 @@ fn packet_buffers(config: &Config) -> u32 {
     config.workers.buffers.unwrap_or(needed as u32)
 }
 
-type StartedPort = (Port<Started>, Vec<RxQueue>, Vec<TxQueue>);
+type StartedPort = (Port<Started>, PortInfo, Vec<RxQueue>, Vec<TxQueue>);
 
 fn start_port(
     config: &config::Port,
@@ -196,7 +196,7 @@ fn start_port(
             ""
         },
     );
-    Ok((port, rx, tx))
+    Ok((port, info, rx, tx))
 }
 
 fn mac_text(mac: &[u8; 6]) -> String {
@@ -258,6 +258,7 @@ pub fn launch(
     for (index, ((core, queues), taken)) in cores.zip(ready.queues).zip(takers).enumerate() {
         let counters = Arc::new(WorkerCounters::new(MAX_BACKENDS));
         let shard = shard(config, index, count, seed, &counters)?;
+        let capacity = shard.tables.v4.capacity() + shard.tables.v6.capacity();
         let ends = ends(taken, senders.clone())?;
         let port = |(rx, tx)| WorkerPort {
             rx,
@@ -294,6 +295,7 @@ pub fn launch(
             handle,
             remains,
             core,
+            capacity: capacity as u64,
             outstanding: 0,
             backlog: Default::default(),
             totals: CommandTotals::default(),

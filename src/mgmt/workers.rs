@@ -27,6 +27,8 @@ pub struct WorkerLink {
     pub handle: LcoreHandle,
     pub remains: mpsc::Receiver<Remains>,
     pub core: u16,
+    /// Connections that its tables can hold.
+    pub capacity: u64,
     /// Commands that are on their way or being obeyed.
     pub outstanding: usize,
     /// Commands for which the ring has no room yet.

@@ -11,16 +11,12 @@ use super::reader::Sink;
 use super::span::Span;
 use super::supported::Rule;
 
-/// A packet that every client may send, in bytes: Ethernet's own MTU.
-const FULL_PACKET: u16 = 1500;
 /// The least MTU of an IPv4 path that RFC 791 lets a host count on, and of any IPv6 link (RFC 8200).
 const LEAST_PACKET_V4: u16 = 576;
 const LEAST_PACKET_V6: u16 = 1280;
 /// An outer IPv4 or IPv6 header without options.
 const OUTER_V4: u16 = 20;
 const OUTER_V6: u16 = 40;
-/// IPv4 and TCP headers without options, for comparing an MSS with an MTU.
-const HEADERS_V4: u16 = 40;
 
 /// One service under check.
 struct Checked<'a> {
@@ -73,29 +69,13 @@ impl Checked<'_> {
     }
 
     fn unsupported_combinations(&self) {
-        let Checked {
-            config,
-            service,
-            spans,
-            ..
-        } = self;
-        if service.method == Method::Nat && config.workers.cores.len() > 1 {
-            self.refuse(Rule::NatManyWorkers, spans.method);
-        }
+        let Checked { service, spans, .. } = self;
         for (listen, span) in service.listen.iter().zip(&spans.listen) {
-            if listen.addresses.address.is_ipv6() {
-                self.refuse(Rule::Ipv6Service, *span);
-            }
             if listen.ports.single().is_none() {
                 self.refuse(Rule::PortRange, *span);
             }
             if listen.vip().is_none() {
                 self.refuse(Rule::AddressPrefix, *span);
-            }
-        }
-        for (backend, spans) in service.backends.iter().zip(&spans.backends) {
-            if backend.address.is_ipv6() {
-                self.refuse(Rule::Ipv6Backend, spans.address);
             }
         }
     }
@@ -360,11 +340,7 @@ impl Checked<'_> {
             .listen
             .iter()
             .any(|l| l.addresses.address.is_ipv6());
-        let inner = if !self.sink.supported.rule(Rule::TunnelTooBig) {
-            self.service
-                .mss_clamp
-                .map_or(FULL_PACKET, |mss| mss + HEADERS_V4)
-        } else if has_v6 {
+        let inner = if has_v6 {
             LEAST_PACKET_V6
         } else {
             LEAST_PACKET_V4

@@ -17,21 +17,10 @@ pub enum Missing {
 /// A combination of keys that is refused. The text is `reason; fix`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Rule {
-    #[error(
-        "NAT with more than one worker needs packet hand-off, which is not supported yet; set workers.cores to one core or use tunnel or direct-routing"
-    )]
-    NatManyWorkers,
-    #[error("a service on an IPv6 address is not supported yet; listen on IPv4")]
-    Ipv6Service,
-    #[error("a backend with an IPv6 address is not supported yet; use its IPv4 address")]
-    Ipv6Backend,
     #[error("a service on several ports is not supported yet; listen on single ports")]
     PortRange,
     #[error("a service over an address prefix is not supported yet; listen on single addresses")]
     AddressPrefix,
-    /// While nothing tells a client that its packet is too big for the tunnel, a full one must fit.
-    #[error("packets too big for a tunnel are not answered yet; raise the port's mtu")]
-    TunnelTooBig,
 }
 
 use Missing::{Key, Rule as Combination, Value};
@@ -57,14 +46,8 @@ pub const NOT_YET: &[Missing] = &[
     Value("service.scheduler", "fo"),
     Value("service.scheduler", "ovf"),
     Value("service.scheduler", "twos"),
-    Key("service.hash_port"),
     Key("service.hash_fallback"),
     Key("service.persistence"),
-    Key("service.when_no_backend"),
-    Key("service.untracked"),
-    Key("service.timeouts"),
-    Key("service.one_packet"),
-    Key("service.mss_clamp"),
     Key("service.limits"),
     Key("service.local_addresses"),
     Key("service.tunnel_source"),
@@ -79,12 +62,8 @@ pub const NOT_YET: &[Missing] = &[
     Key("service.drain_timeout"),
     Key("service.backend.upper"),
     Key("service.backend.lower"),
-    Key("service.backend.drain"),
-    Combination(Rule::Ipv6Service),
-    Combination(Rule::Ipv6Backend),
     Combination(Rule::PortRange),
     Combination(Rule::AddressPrefix),
-    Combination(Rule::TunnelTooBig),
 ];
 
 /// Answers from one list of missing things: [`NOT_YET`], or an empty one in tests that need the
