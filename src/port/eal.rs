@@ -130,7 +130,8 @@ pub struct Eal {
 
 impl Eal {
     /// Starts DPDK; the calling thread becomes the main lcore and is bound to
-    /// its CPU. Can be tried once per process.
+    /// its CPU, which threads and processes that it starts later inherit. Can be
+    /// tried once per process.
     pub fn init(options: &EalOptions) -> Result<Eal, EalError> {
         let mut state = state();
         if !matches!(*state, State::Untried) {

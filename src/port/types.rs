@@ -92,7 +92,9 @@ pub struct RssState {
 pub struct PortConfig {
     pub rx_queues: u16,
     pub tx_queues: u16,
-    /// Wished for each queue; the device's limits prevail.
+    /// Wished for each queue; the device's limits prevail. Drivers take a buffer
+    /// in advance for every receive descriptor, so a pool needs more than
+    /// `rx_queues` * `descriptors`.
     pub descriptors: u16,
     /// None: leave it.
     pub mtu: Option<u16>,
