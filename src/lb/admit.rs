@@ -150,10 +150,13 @@ impl Shard {
                 by_hash(service, &candidates, client, usable)
             }
         };
-        let all = service.when_no_backend == WhenNoBackend::UseAll;
-        let usable: &dyn Fn(&Backend) -> bool = match candidates.iter().any(Backend::is_eligible) {
-            true => &Backend::is_eligible,
-            false if all => &|b: &Backend| b.state != BackendState::Removed && b.weight > 0,
+        // NAT does not change a packet's family.
+        let fits = |b: &Backend| !service.method.is_two_way() || A::from_ip(b.address).is_some();
+        let eligible = |b: &Backend| b.is_eligible() && fits(b);
+        let any = |b: &Backend| b.state != BackendState::Removed && b.weight > 0 && fits(b);
+        let usable: &dyn Fn(&Backend) -> bool = match candidates.iter().any(eligible) {
+            true => &eligible,
+            false if service.when_no_backend == WhenNoBackend::UseAll => &any,
             false => return Err(DropReason::NoBackend),
         };
         pick(&|backend| usable(backend) && distinct(backend)).ok_or_else(|| {

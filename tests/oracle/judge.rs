@@ -1,0 +1,507 @@
+//! The second opinion: what must become of a frame, by a model of the rules that is as plain as it
+//! can be. It learns from the outcome only which backend a new flow got.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use evenkeel::lb::counters::DropReason::{self, *};
+use evenkeel::lb::fixture::{OUR_MAC, backend_mac};
+use evenkeel::lb::snapshot::{BackendState, ForwardMethod, Untracked as Unknown, WhenNoBackend};
+use evenkeel::lb::{Pass, Verdict};
+
+use crate::look::{self, Packet, Ports, Seen, look};
+use crate::world::{BACKENDS, NAT_PORT, Outcome, PORTS, Sent, VIPS, World};
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Expect {
+    Forward,
+    /// Dropped and answered.
+    Answer(DropReason),
+    Drop(DropReason),
+    Pass,
+    /// A new flow: what becomes of its first packet depends on the backend it gets.
+    New,
+    /// Fragments have a test of their own, and in a table that is full nobody knows who is in it.
+    Unjudged,
+}
+
+impl Expect {
+    pub fn allows(self, verdict: Verdict) -> bool {
+        match self {
+            Expect::Forward => verdict == Verdict::Transmit(0),
+            Expect::Answer(reason) => verdict == Verdict::Reply { port: 0, reason },
+            Expect::Drop(reason) => verdict == Verdict::Drop(reason),
+            Expect::Pass => verdict == Verdict::Pass(Pass::Local),
+            Expect::New | Expect::Unjudged => true,
+        }
+    }
+}
+
+/// Client, service, protocol.
+type Key = (IpAddr, u16, IpAddr, u16, u8);
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Tcp {
+    SynReceived,
+    Established,
+    FinWait,
+    CloseWait,
+    TimeWait,
+    Close,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Flow {
+    backend: u32,
+    tcp: Tcp,
+}
+
+struct Opened {
+    key: Key,
+    tcp: Tcp,
+    packet: Packet,
+    usable: Vec<u32>,
+}
+
+pub struct Judge {
+    method: ForwardMethod,
+    untracked: Unknown,
+    when_no_backend: WhenNoBackend,
+    tiny: bool,
+    mtus: Vec<usize>,
+    backends: Vec<(BackendState, bool)>,
+    flows: HashMap<Key, Flow>,
+    /// The flow that the frame just judged opens, and the backends it may get.
+    opened: Option<Opened>,
+    /// The backend that it must go to.
+    bound: Option<u32>,
+    /// No buffers for fragments.
+    pub dry: bool,
+}
+
+impl Judge {
+    pub fn new(world: &World) -> Self {
+        Self {
+            method: world.method,
+            untracked: world.untracked,
+            when_no_backend: world.when_no_backend,
+            tiny: world.connections < 100,
+            mtus: (0..BACKENDS).map(|n| world.mtu(n)).collect(),
+            backends: vec![(BackendState::Up, true); BACKENDS as usize],
+            flows: HashMap::new(),
+            opened: None,
+            bound: None,
+            dry: false,
+        }
+    }
+
+    pub fn is_tiny(&self) -> bool {
+        self.tiny
+    }
+
+    pub fn set_backend(&mut self, n: u32, state: BackendState, linked: bool) {
+        self.backends[n as usize] = (state, linked);
+    }
+
+    fn state(&self, n: u32) -> BackendState {
+        self.backends[n as usize].0
+    }
+
+    fn is_nat(&self) -> bool {
+        self.method == ForwardMethod::Nat
+    }
+
+    pub fn judge(&mut self, sent: &Sent) -> Expect {
+        (self.opened, self.bound) = (None, None);
+        let frame = &sent.bytes;
+        let to = frame.get(..6);
+        let seen = look(frame);
+        if to.is_some_and(|to| to != OUR_MAC) {
+            let group = frame[0] & 1 == 1;
+            return match seen {
+                _ if !group => Expect::Drop(ForeignMac),
+                _ if frame.len() < 14 => Expect::Drop(Truncated),
+                Seen::Transport(p, ports) if is_service(p.destination, ports.destination) => {
+                    Expect::Drop(BroadcastMac)
+                }
+                _ => Expect::Pass,
+            };
+        }
+        match seen {
+            Seen::Bad(reason) => Expect::Drop(reason),
+            Seen::Fragment => Expect::Unjudged,
+            Seen::Other => Expect::Pass,
+            Seen::Icmp(packet) => self.icmp(sent, &packet),
+            Seen::Transport(..) if !sent.whole => Expect::Drop(Segmented),
+            Seen::Transport(packet, ports) => self.transport(sent, &packet, &ports),
+        }
+    }
+
+    fn transport(&mut self, sent: &Sent, packet: &Packet, ports: &Ports) -> Expect {
+        if self.tiny {
+            return Expect::Unjudged;
+        }
+        if self.is_nat()
+            && !VIPS.contains(&packet.destination)
+            && let Some(expected) = self.reply(sent, packet, ports)
+        {
+            return expected;
+        }
+        let (client, port) = (packet.source, ports.source);
+        let key = (
+            client,
+            port,
+            packet.destination,
+            ports.destination,
+            packet.protocol,
+        );
+        let Some(flow) = self.flows.get(&key).copied() else {
+            return self.open(sent, packet, ports, key);
+        };
+        let pure_syn = ports.syn && !ports.ack && !ports.rst;
+        if self.state(flow.backend) == BackendState::Removed {
+            self.flows.remove(&key);
+            if packet.protocol == 17 || pure_syn {
+                return self.open(sent, packet, ports, key);
+            }
+            if ports.rst {
+                return self.unanswered(sent, packet, flow.backend);
+            }
+            return Expect::Answer(BackendGone);
+        }
+        if packet.protocol == 6 {
+            if pure_syn && self.is_over(flow.tcp) {
+                self.flows.remove(&key);
+                return self.open(sent, packet, ports, key);
+            }
+            let next = self.next(flow.tcp, true, ports);
+            self.flows.insert(key, Flow { tcp: next, ..flow });
+        }
+        self.onward(sent, packet, flow.backend)
+    }
+
+    /// To a backend that is there.
+    fn onward(&mut self, sent: &Sent, packet: &Packet, backend: u32) -> Expect {
+        self.bound = Some(backend);
+        let mtu = self.mtus[backend as usize];
+        let over_v4 = World::backend(backend).is_ipv4();
+        let outer = match self.method {
+            ForwardMethod::Tunnel => 14 + if over_v4 { 20 } else { 40 } - packet.l3,
+            _ => 0,
+        };
+        let long = packet.end - packet.l3 > mtu;
+        if !self.backends[backend as usize].1 {
+            Expect::Drop(NoNeighbour)
+        } else if packet.ttl <= 1 {
+            answer(sent, packet, TtlExpired)
+        } else if long && !packet.may_cut {
+            answer(sent, packet, TooBig)
+        } else if long && self.dry {
+            Expect::Drop(NoBuffer)
+        } else if outer > sent.headroom {
+            Expect::Drop(NoHeadroom)
+        } else {
+            Expect::Forward
+        }
+    }
+
+    /// The same for what nobody is told about: resets of a flow that is gone, ICMP errors.
+    fn unanswered(&mut self, sent: &Sent, packet: &Packet, backend: u32) -> Expect {
+        if self.backends[backend as usize].1 && packet.end - packet.l3 > self.mtus[backend as usize]
+        {
+            return Expect::Drop(TooBig);
+        }
+        match self.onward(sent, packet, backend) {
+            Expect::Answer(reason) => Expect::Drop(reason),
+            other => other,
+        }
+    }
+
+    /// A NAT backend's packet, where it belongs to a flow.
+    fn reply(&mut self, sent: &Sent, packet: &Packet, ports: &Ports) -> Option<Expect> {
+        let backend = (0..BACKENDS).find(|&n| World::backend(n) == packet.source)?;
+        let from_service = ports.source == NAT_PORT;
+        let (client, port) = (packet.destination, ports.destination);
+        let (key, flow) = PORTS.iter().find_map(|&service| {
+            let vip = VIPS[usize::from(client.is_ipv6())];
+            let key = (client, port, vip, service, packet.protocol);
+            let flow = *self.flows.get(&key)?;
+            (from_service && flow.backend == backend).then_some((key, flow))
+        })?;
+        if packet.protocol == 6 {
+            if self.state(backend) == BackendState::Removed {
+                self.flows.remove(&key);
+                return Some(match (ports.rst, packet.ttl <= 1) {
+                    (false, _) => Expect::Answer(BackendGone),
+                    (true, true) => Expect::Drop(TtlExpired),
+                    (true, false) => Expect::Forward,
+                });
+            }
+            let next = self.next(flow.tcp, false, ports);
+            self.flows.insert(key, Flow { tcp: next, ..flow });
+        }
+        let long = packet.end - packet.l3 > 1500;
+        Some(if packet.ttl <= 1 {
+            answer(sent, packet, TtlExpired)
+        } else if long && !packet.may_cut {
+            answer(sent, packet, TooBig)
+        } else if long && self.dry {
+            Expect::Drop(NoBuffer)
+        } else {
+            Expect::Forward
+        })
+    }
+
+    /// A packet without a flow.
+    fn open(&mut self, sent: &Sent, packet: &Packet, ports: &Ports, key: Key) -> Expect {
+        if is_nobody(packet.source) || VIPS.contains(&packet.source) {
+            return Expect::Drop(BadSource);
+        }
+        if !is_service(packet.destination, ports.destination) {
+            return Expect::Pass;
+        }
+        if packet.ttl <= 1 {
+            return answer(sent, packet, TtlExpired);
+        }
+        let tcp = packet.protocol == 6;
+        let opens = !tcp || ports.syn && !ports.rst;
+        if !opens {
+            match self.untracked {
+                _ if ports.rst => return Expect::Drop(Untracked),
+                Unknown::Reset => return Expect::Answer(Untracked),
+                Unknown::Drop => return Expect::Drop(Untracked),
+                Unknown::Hash => {}
+            }
+        }
+        let fits = |n: u32| !self.is_nat() || World::backend(n).is_ipv4() == key.0.is_ipv4();
+        let up = |n: &u32| fits(*n) && self.state(*n) == BackendState::Up;
+        let there = |n: &u32| fits(*n) && self.state(*n) != BackendState::Removed;
+        let mut usable: Vec<u32> = (0..BACKENDS).filter(up).collect();
+        if usable.is_empty() && self.when_no_backend == WhenNoBackend::UseAll {
+            usable = (0..BACKENDS).filter(there).collect();
+        }
+        if usable.is_empty() {
+            return match self.when_no_backend {
+                WhenNoBackend::Drop => Expect::Drop(NoBackend),
+                _ if tcp => Expect::Answer(NoBackend),
+                _ => answer(sent, packet, NoBackend),
+            };
+        }
+        if self.is_nat() {
+            // The client's other flow of the same protocol, to the other port.
+            let other = PORTS.iter().filter_map(|&port| {
+                let key = (key.0, key.1, key.2, port, key.4);
+                self.flows.get(&key).map(|flow| flow.backend)
+            });
+            let taken: Vec<u32> = other.collect();
+            usable.retain(|n| !taken.contains(n));
+            if usable.is_empty() {
+                return Expect::Drop(ReplyConflict);
+            }
+        }
+        let first = match (ports.rst, ports.syn, ports.fin) {
+            _ if !tcp => Tcp::Established,
+            (false, true, _) => Tcp::SynReceived,
+            (_, _, true) => Tcp::Close,
+            _ => Tcp::Established,
+        };
+        self.opened = Some(Opened {
+            key,
+            tcp: first,
+            packet: *packet,
+            usable,
+        });
+        Expect::New
+    }
+
+    fn icmp(&mut self, sent: &Sent, packet: &Packet) -> Expect {
+        let body = &sent.bytes[packet.l4..packet.end];
+        let v4 = packet.source.is_ipv4();
+        let follows = match (v4, body.first()) {
+            (true, Some(kind)) => [3, 11, 12].contains(kind),
+            (false, Some(kind)) => (1..=4).contains(kind),
+            (_, None) => false,
+        };
+        if body.len() < 8 || !follows {
+            return Expect::Pass;
+        }
+        let balanced = VIPS.contains(&packet.destination);
+        if balanced && (is_nobody(packet.source) || VIPS.contains(&packet.source)) {
+            return Expect::Drop(BadSource);
+        }
+        if self.tiny {
+            return Expect::Unjudged;
+        }
+        if let Some(expected) = self.related(sent, packet, &body[8..]) {
+            return expected;
+        }
+        if balanced {
+            Expect::Drop(IcmpUnrelated)
+        } else {
+            Expect::Pass
+        }
+    }
+
+    fn related(&mut self, sent: &Sent, packet: &Packet, quote: &[u8]) -> Option<Expect> {
+        let v4 = packet.source.is_ipv4();
+        let quoted = if v4 {
+            look::ipv4(quote, false)
+        } else {
+            look::ipv6(quote, false)
+        }
+        .ok()?;
+        if !matches!(quoted.protocol, 6 | 17) || quoted.source != packet.destination {
+            return None;
+        }
+        let l4 = quote.get(quoted.l4..quoted.l4 + 8)?;
+        let (from, to) = (
+            u16::from_be_bytes([l4[0], l4[1]]),
+            u16::from_be_bytes([l4[2], l4[3]]),
+        );
+        let gone = packet.ttl <= 1;
+        let key = (quoted.destination, to, quoted.source, from, quoted.protocol);
+        if let Some(flow) = self.flows.get(&key).copied() {
+            if self.state(flow.backend) == BackendState::Removed {
+                return Some(Expect::Drop(BackendGone));
+            }
+            return Some(self.unanswered(sent, packet, flow.backend));
+        }
+        let vip = VIPS[usize::from(!v4)];
+        let outward = PORTS.iter().any(|&port| {
+            let key = (quoted.source, from, vip, port, quoted.protocol);
+            let flow = self.flows.get(&key);
+            let at = flow.map(|flow| World::backend(flow.backend));
+            at == Some(quoted.destination) && to == NAT_PORT
+        });
+        (self.is_nat() && outward).then_some(if gone {
+            Expect::Drop(TtlExpired)
+        } else {
+            Expect::Forward
+        })
+    }
+
+    /// IPVS's table: RST, then SYN, then FIN, then ACK.
+    fn next(&self, tcp: Tcp, client: bool, ports: &Ports) -> Tcp {
+        use Tcp::*;
+        let half = !self.is_nat();
+        if ports.rst {
+            return match (tcp, client) {
+                (SynReceived, true) => SynReceived,
+                (TimeWait, false) => TimeWait,
+                _ => Close,
+            };
+        }
+        if ports.syn {
+            return tcp;
+        }
+        if ports.fin {
+            return match (tcp, client) {
+                (Established, true) if half => FinWait,
+                (Established, true) => CloseWait,
+                (Established, false) | (SynReceived, false) => FinWait,
+                (SynReceived, true) => TimeWait,
+                (FinWait, true) if !half => TimeWait,
+                (CloseWait, false) => TimeWait,
+                _ => tcp,
+            };
+        }
+        match tcp {
+            SynReceived if ports.ack => Established,
+            _ => tcp,
+        }
+    }
+
+    fn is_over(&self, tcp: Tcp) -> bool {
+        match tcp {
+            Tcp::TimeWait | Tcp::Close => true,
+            Tcp::FinWait => !self.is_nat(),
+            _ => false,
+        }
+    }
+
+    /// Checks the frame that came out, and takes note of a new flow's backend.
+    pub fn learn(
+        &mut self,
+        sent: &Sent,
+        expected: Expect,
+        outcome: &Outcome,
+        context: &dyn Fn() -> String,
+    ) {
+        let mut expected = expected;
+        if let Some(opened) = self.opened.take() {
+            let backend = outcome
+                .attached
+                .unwrap_or_else(|| panic!("no entry: {}", context()));
+            assert!(
+                opened.usable.contains(&backend),
+                "backend {backend}: {}",
+                context()
+            );
+            let flow = Flow {
+                backend,
+                tcp: opened.tcp,
+            };
+            self.flows.insert(opened.key, flow);
+            expected = self.onward(sent, &opened.packet, backend);
+            assert!(
+                expected.allows(outcome.verdict),
+                "{expected:?} {}",
+                context()
+            );
+        } else if expected != Expect::Unjudged {
+            assert_eq!(outcome.attached, None, "an entry was made: {}", context());
+        }
+        let out = &outcome.bytes;
+        let answered = matches!(outcome.verdict, Verdict::Reply { .. });
+        let forwarded = outcome.verdict == Verdict::Transmit(0);
+        if answered || forwarded && expected != Expect::Unjudged {
+            look::assert_sound(out);
+        }
+        if expected == Expect::Forward {
+            let (before, after) = (
+                look::transport_checksum_is_right(&sent.bytes),
+                look::transport_checksum_is_right(out),
+            );
+            // An ICMP message has none of its own, and a packet that was cut none that can be read.
+            let exempt = matches!(look(&sent.bytes), Seen::Icmp(_)) || is_cut(out);
+            assert!(exempt || before == after, "checksum: {}", context());
+        }
+        let to = (0..BACKENDS).find(|&n| out.get(..6) == Some(&backend_mac(n as u8)));
+        if let (true, Some(bound)) = (forwarded, self.bound) {
+            assert_eq!(to, Some(bound), "another backend: {}", context());
+        }
+    }
+}
+
+/// Whether the packet inside is a fragment.
+fn is_cut(frame: &[u8]) -> bool {
+    let l3 = if frame[12..14] == [0x81, 0] { 18 } else { 14 };
+    let inner = match frame[l3] >> 4 {
+        4 if frame[l3 + 9] == 4 => l3 + 20,
+        6 if frame[l3 + 6] == 4 => l3 + 40,
+        _ => l3,
+    };
+    frame[inner] >> 4 == 4 && frame[inner + 6] & 0x20 != 0
+}
+
+fn is_service(address: IpAddr, port: u16) -> bool {
+    VIPS.contains(&address) && PORTS.contains(&port)
+}
+
+/// No host may send from it.
+fn is_nobody(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(a) => matches!(a.octets()[0], 0 | 127 | 224..),
+        IpAddr::V6(a) => a.is_unspecified() || a.is_loopback() || a.is_multicast(),
+    }
+}
+
+/// An ICMP error, where there is room in front to build it.
+fn answer(sent: &Sent, packet: &Packet, reason: DropReason) -> Expect {
+    let needed = if packet.source.is_ipv4() { 28 } else { 48 };
+    if sent.headroom < needed {
+        Expect::Drop(reason)
+    } else {
+        Expect::Answer(reason)
+    }
+}

@@ -1,0 +1,331 @@
+//! The configurations that frames are sent to, and sending them.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use evenkeel::lb::answers::AnswerRates;
+use evenkeel::lb::counters::WorkerCounters;
+use evenkeel::lb::fixture::{Lab, backend_mac};
+use evenkeel::lb::flow::Seed;
+use evenkeel::lb::frame::{Frame, MemoryFrame};
+use evenkeel::lb::route::Prefix;
+use evenkeel::lb::service_map::{Listen, ServiceMap};
+use evenkeel::lb::shard::{Shard, ShardSize};
+use evenkeel::lb::snapshot::{
+    BackendState, ForwardMethod, Scheduler, ServiceId, Untracked, WhenNoBackend,
+};
+use evenkeel::lb::{Arrival, MAX_BURST, Now, Outbox, Pass, Verdict};
+
+use crate::generate::{self, Random};
+use crate::judge::Judge;
+
+pub const VIPS: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(192, 0, 2, 80)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x80)),
+];
+/// The services' ports: a range, so that two flows can share a NAT backend's port.
+pub const PORTS: [u16; 2] = [80, 81];
+pub const NAT_PORT: u16 = 8080;
+pub const BACKENDS: u32 = 4;
+
+/// One configuration: a service on both VIPs with four backends.
+#[derive(Clone)]
+pub struct World {
+    pub name: &'static str,
+    pub method: ForwardMethod,
+    pub untracked: Untracked,
+    pub when_no_backend: WhenNoBackend,
+    pub connections: usize,
+    pub clients: u32,
+}
+
+impl World {
+    pub fn all() -> Vec<World> {
+        let world = |name, method, untracked, when_no_backend| World {
+            name,
+            method,
+            untracked,
+            when_no_backend,
+            connections: 20_000,
+            clients: 200,
+        };
+        use ForwardMethod::*;
+        vec![
+            world("nat, reset", Nat, Untracked::Reset, WhenNoBackend::Reset),
+            world("nat, drop", Nat, Untracked::Drop, WhenNoBackend::Drop),
+            world(
+                "direct routing",
+                DirectRouting,
+                Untracked::Reset,
+                WhenNoBackend::UseAll,
+            ),
+            world(
+                "tunnel, hash",
+                Tunnel,
+                Untracked::Hash,
+                WhenNoBackend::Reset,
+            ),
+            World {
+                connections: 1,
+                clients: 4000,
+                ..world("a full table", Tunnel, Untracked::Hash, WhenNoBackend::Drop)
+            },
+        ]
+    }
+
+    /// The address of a backend: the even ones IPv4, the odd ones IPv6.
+    pub fn backend(n: u32) -> IpAddr {
+        if n.is_multiple_of(2) {
+            Ipv4Addr::new(10, 0, 1, n as u8 + 1).into()
+        } else {
+            Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, n as u16 + 1).into()
+        }
+    }
+
+    /// The longest packet that goes to a backend unanswered.
+    pub fn mtu(&self, n: u32) -> usize {
+        match self.method {
+            ForwardMethod::Tunnel if World::backend(n).is_ipv4() => 1480,
+            ForwardMethod::Tunnel => 1460,
+            _ => 1500,
+        }
+    }
+
+    fn lab(&self) -> Lab {
+        let mut lab = Lab::with_method(self.method, Scheduler::RoundRobin, &[1; BACKENDS as usize]);
+        for n in 0..BACKENDS {
+            let backend = lab.backend(n);
+            backend.address = World::backend(n);
+            backend.mtu = self.mtu(n) as u16;
+            if backend.address.is_ipv6() {
+                backend.outer_source = "2001:db8:1::fe".parse().expect("IPv6");
+            }
+        }
+        lab.service().untracked = self.untracked;
+        lab.service().when_no_backend = self.when_no_backend;
+        let listens = VIPS.into_iter().flat_map(|vip| {
+            let prefix = Prefix::new(vip, if vip.is_ipv4() { 32 } else { 128 });
+            [6, 17].map(|protocol| {
+                let (first_port, last_port) = (PORTS[0], PORTS[1]);
+                (
+                    Listen {
+                        protocol,
+                        prefix,
+                        first_port,
+                        last_port,
+                    },
+                    ServiceId(0),
+                )
+            })
+        });
+        lab.snapshot.service_map = Arc::new(ServiceMap::new(listens));
+        lab
+    }
+}
+
+/// A frame on its way in.
+#[derive(Clone)]
+pub struct Sent {
+    pub bytes: Vec<u8>,
+    /// It lies in one buffer.
+    pub whole: bool,
+    /// Bytes free in front of it.
+    pub headroom: usize,
+}
+
+impl fmt::Debug for Sent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "whole {} headroom {} {}",
+            self.whole,
+            self.headroom,
+            hex(&self.bytes)
+        )
+    }
+}
+
+/// What became of it.
+pub struct Outcome {
+    pub verdict: Verdict,
+    pub bytes: Vec<u8>,
+    /// The backend of the entry that was made.
+    pub attached: Option<u32>,
+}
+
+impl fmt::Debug for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} {}", self.verdict, hex(&self.bytes))
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// A buffer whose room in front and pieces can be chosen.
+pub struct Buffer {
+    frame: MemoryFrame,
+    whole: bool,
+    headroom: usize,
+}
+
+impl Frame for Buffer {
+    fn bytes(&self) -> &[u8] {
+        self.frame.bytes()
+    }
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        self.frame.bytes_mut()
+    }
+    fn prepend(&mut self, count: usize) -> bool {
+        if count > self.headroom {
+            return false;
+        }
+        self.headroom -= count;
+        self.frame.prepend(count)
+    }
+    fn append(&mut self, count: usize) -> bool {
+        self.frame.append(count)
+    }
+    fn trim_front(&mut self, count: usize) -> bool {
+        self.headroom += count;
+        self.frame.trim_front(count)
+    }
+    fn truncate(&mut self, length: usize) {
+        self.frame.truncate(length);
+    }
+    fn ip_checksum_verified(&self) -> bool {
+        false
+    }
+    fn is_contiguous(&self) -> bool {
+        self.whole
+    }
+}
+
+/// Frames beside the burst; none while `dry`.
+#[derive(Default)]
+struct Beside {
+    dry: bool,
+}
+
+impl Outbox for Beside {
+    type Frame = Buffer;
+    fn make(&mut self) -> Option<Buffer> {
+        (!self.dry).then(|| Buffer {
+            frame: MemoryFrame::new(&[]),
+            whole: true,
+            headroom: 128,
+        })
+    }
+    fn send(&mut self, port: u8, frame: Buffer) {
+        assert_eq!(port, 0);
+        crate::look::assert_sound(frame.bytes());
+    }
+}
+
+/// A world in use.
+pub struct Run {
+    world: World,
+    lab: Lab,
+    shard: Shard,
+    beside: Beside,
+}
+
+impl Run {
+    pub fn new(world: World) -> Self {
+        let size = ShardSize {
+            connections_v4: world.connections,
+            connections_v6: world.connections,
+            services: 1,
+        };
+        let seed = Seed([
+            0x9e37_79b9_7f4a_7c15,
+            0xd1b5_4a32_d192_ed03,
+            0x8cb9_2ba7_2f3d_8dd7,
+        ]);
+        let counters = Arc::new(WorkerCounters::new(BACKENDS as usize));
+        let mut shard = Shard::new(size, seed, 0, 1, counters).expect("memory");
+        shard.limit_answers(AnswerRates {
+            icmp: u32::MAX,
+            resets: u32::MAX,
+        });
+        Self {
+            lab: world.lab(),
+            beside: Beside::default(),
+            shard,
+            world,
+        }
+    }
+
+    pub fn name(&self) -> &'static str {
+        self.world.name
+    }
+
+    /// Changes the backends and the supply of buffers now and then.
+    pub fn disturb(&mut self, random: &mut Random, judge: &mut Judge) {
+        if random.one_in(300) {
+            for n in 0..BACKENDS {
+                let state = match random.below(24) {
+                    0..6 => BackendState::Removed,
+                    6..9 => BackendState::Down,
+                    9 => BackendState::Drained,
+                    _ => BackendState::Up,
+                };
+                let state = if judge.is_tiny() {
+                    BackendState::Up
+                } else {
+                    state
+                };
+                let linked = !random.one_in(20);
+                let backend = self.lab.backend(n);
+                backend.state = state;
+                if linked {
+                    let mut macs = [2, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 1];
+                    macs[..6].copy_from_slice(&backend_mac(n as u8));
+                    backend.link = Some(evenkeel::lb::route::Link { macs, port: 0 });
+                } else {
+                    backend.link = None;
+                }
+                judge.set_backend(n, state, linked);
+            }
+        }
+        self.beside.dry = random.one_in(6);
+        judge.dry = self.beside.dry;
+    }
+
+    pub fn frame(&self, random: &mut Random) -> Sent {
+        generate::frame(random, &self.world)
+    }
+
+    /// Frames go in one by one, so that the counters tell which flow got which backend.
+    pub fn process(&mut self, sent: &Sent) -> Outcome {
+        let before = self.connections();
+        let mut frames = [Buffer {
+            frame: MemoryFrame::new(&sent.bytes),
+            whole: sent.whole,
+            headroom: sent.headroom,
+        }];
+        let mut verdicts = [Verdict::Pass(Pass::Resolve); MAX_BURST];
+        self.shard.process(
+            &self.lab.snapshot,
+            Now::from_nanos(5_000_000_000),
+            Arrival::Port(0),
+            &mut frames,
+            &mut verdicts,
+            &mut self.beside,
+        );
+        let after = self.connections();
+        let attached = (0..BACKENDS).find(|&n| before[n as usize] != after[n as usize]);
+        Outcome {
+            verdict: verdicts[0],
+            bytes: frames[0].bytes().to_vec(),
+            attached,
+        }
+    }
+
+    fn connections(&self) -> [u64; BACKENDS as usize] {
+        let backends = &self.shard.counters.backends;
+        std::array::from_fn(|n| backends[n].connections.get())
+    }
+}
