@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use crate::lb::counters::{DropReason, WorkerCounters};
+use crate::lb::fragment::FragmentStore;
 use crate::lb::frame::Frame;
 use crate::lb::shard::Shard;
 use crate::lb::snapshot::Snapshot;
@@ -110,6 +111,8 @@ pub struct Worker {
     unsent: Option<Box<Message>>,
     batch: Batch,
     verdicts: [Verdict; MAX_BURST],
+    /// Fragments that wait for their first one.
+    held: FragmentStore<Mbuf>,
     swept: u64,
     idle_loops: u32,
     receiving: bool,
@@ -146,6 +149,7 @@ impl Worker {
             unsent: None,
             batch: Batch::new(),
             verdicts: [Verdict::Pass(Pass::Local); MAX_BURST],
+            held: FragmentStore::default(),
             swept: 0,
             idle_loops: 0,
             receiving: true,
@@ -160,6 +164,9 @@ impl Worker {
         while self.running {
             let now = self.clock.at(begun);
             let packets = self.receive(now) + self.take_over(now) + self.inject();
+            if !self.shard.fragments.is_idle() {
+                self.release(now);
+            }
             self.flush();
             self.housekeeping(now);
             let ended = Tsc::now();
@@ -202,6 +209,7 @@ impl Worker {
             ports,
             counters,
             rings,
+            held,
             ..
         } = self;
         let mut way_out = WayOut {
@@ -222,8 +230,34 @@ impl Worker {
                 Verdict::Drop(reason) => counters.count_drop(reason),
                 Verdict::Pass(pass) => pass_up(rings, counters, mbuf, pass),
                 Verdict::HandOff(owner) => hand_off(rings, counters, mbuf, owner),
+                Verdict::Hold(ticket) => {
+                    if held.put(ticket, mbuf).is_some() {
+                        counters.count_drop(DropReason::Fragment);
+                    }
+                }
             }
         }
+    }
+
+    /// Fragments whose first one came, and those that waited for it too long.
+    #[cold]
+    fn release(&mut self, now: Now) {
+        while let Some(released) = self.shard.release_fragment(now) {
+            let Some(mbuf) = self.held.take(released.ticket) else {
+                continue;
+            };
+            if !released.goes_on {
+                self.counters.count_drop(DropReason::Fragment);
+                continue;
+            }
+            if self.batch.is_full() {
+                self.burst(Arrival::HandOff, now);
+            }
+            if self.batch.push(mbuf).is_err() {
+                self.counters.count_drop(DropReason::Fragment);
+            }
+        }
+        self.burst(Arrival::HandOff, now);
     }
 
     /// Packets that other workers received and this one owns.
@@ -335,6 +369,10 @@ impl Worker {
             self.counters.generated.add(1);
             self.counters.count_drop(DropReason::Shutdown);
         }
+        for _ in 0..self.shard.fragments.held() {
+            self.counters.count_drop(DropReason::Shutdown);
+        }
+        self.counters.held.set(0);
         self.flush();
         tracing::debug!("worker {} ended", self.index);
         let queues = |port: WorkerPort| (port.rx, port.tx.into_queue().0);

@@ -6,12 +6,15 @@ use super::counters::DropReason;
 use super::flow::protocol;
 use super::forward::nat;
 use super::frame::Frame;
+use super::fullnat::local_end;
 use super::maglev::stable_hash;
 use super::parse::{Packet, tcp};
 use super::schedule::{Candidates, by_hash};
-use super::shard::{Shard, Tracked, backend_port, to_backend, uncount};
-use super::snapshot::{Backend, BackendState, Service, Snapshot, Untracked, WhenNoBackend};
-use super::table::{Full, Slot};
+use super::shard::{Shard, Tracked, Way, backend_port, to_backend};
+use super::snapshot::{
+    Backend, BackendState, ForwardMethod, Service, Snapshot, Untracked, WhenNoBackend,
+};
+use super::table::{Full, Inserted, Slot};
 use super::{Now, Outbox, Pass, Verdict, icmp};
 
 impl Shard {
@@ -53,47 +56,77 @@ impl Shard {
             Ok(backend) => backend,
             Err(reason) => return self.no_backend(snapshot, now, frame, packet, service, reason),
         };
-        if let Err(reason) = self.track(service, backend, packet, now, hash) {
-            return Verdict::Drop(reason);
-        }
+        let local = match self.track(snapshot, service, backend, packet, now, hash) {
+            Ok(local) => local,
+            Err(reason) => return Verdict::Drop(reason),
+        };
+        self.scheduled = Some(backend.id);
         self.clamp(snapshot, backend, frame.bytes_mut(), packet);
-        let verdict = to_backend(frame, packet, backend, hash);
+        let way = Way {
+            backend,
+            hash,
+            local,
+        };
+        let verdict = to_backend(frame, packet, &way);
         if let Verdict::Drop(reason) = verdict {
-            return self.undelivered(snapshot, now, frame, packet, backend, hash, reason, outbox);
+            return self.undelivered(snapshot, now, frame, packet, &way, reason, outbox);
         }
         self.count_in(backend, packet);
         verdict
     }
 
-    /// Makes the entry of a new flow.
+    /// Makes the entry of a new flow, and gives it a local port under FullNAT.
     fn track<A: Tracked>(
         &mut self,
+        snapshot: &Snapshot,
         service: &Service,
         backend: &Backend,
         packet: &Packet<A>,
         now: Now,
         hash: u64,
-    ) -> Result<(), DropReason> {
-        if service.one_packet && packet.key.protocol == protocol::UDP {
+    ) -> Result<Option<nat::Endpoint<A>>, DropReason> {
+        let fullnat = backend.method == ForwardMethod::FullNat;
+        if service.one_packet && packet.key.protocol == protocol::UDP && !fullnat {
             self.counters.stateless.add(1);
-            return Ok(());
+            return Ok(None);
         }
-        let conn = new_conn(service, backend, packet, now);
+        let mut conn = new_conn(service, backend, packet, now);
+        let mut leased = None;
+        if fullnat {
+            let lease = self.lease(snapshot, service, backend, packet, hash, now)?;
+            lease.write(&mut conn);
+            leased = Some(lease);
+        }
         match A::table_mut(&mut self.tables).insert(hash, conn) {
             Ok(inserted) => {
-                if let Some(evicted) = inserted.evicted {
-                    self.counters.evicted.add(1);
-                    uncount(&self.counters, &evicted);
-                }
+                self.settle(&conn, &inserted, now);
                 self.count_new(&conn);
             }
-            // Without an entry only a one-way flow under a hash still finds its backend.
-            Err(Full) if !service.method.is_two_way() && service.scheduler.is_hash() => {
+            Err(Full) => {
+                if let Some(lease) = leased {
+                    self.local_ports.give_back(lease);
+                }
+                // Without an entry only a one-way flow under a hash still finds its backend.
+                if service.method.is_two_way() || !service.scheduler.is_hash() {
+                    return Err(DropReason::TableFull);
+                }
                 self.counters.stateless.add(1);
             }
-            Err(Full) => return Err(DropReason::TableFull),
         }
-        Ok(())
+        Ok(local_end(snapshot, &conn))
+    }
+
+    /// What an insert moved or evicted is made good.
+    fn settle<A: Tracked>(&mut self, conn: &Conn<A>, inserted: &Inserted<A>, now: Now) {
+        if let Some(evicted) = inserted.evicted {
+            self.counters.evicted.add(1);
+            self.let_go(&evicted, now);
+        }
+        if let Some((_, to)) = inserted.moved {
+            let moved = *A::table(&self.tables).get(to);
+            self.local_ports.settled(&moved, to);
+        }
+        self.local_ports.settled(conn, inserted.slot);
     }
 
     fn count_new<A: Tracked>(&self, conn: &Conn<A>) {
@@ -127,7 +160,8 @@ impl Shard {
         let client = stable_hash(key.source, port);
         let tables = &self.tables;
         let distinct = |backend: &Backend| {
-            if !service.method.is_two_way() {
+            // Under FullNAT no two flows share a local port toward one backend.
+            if service.method != ForwardMethod::Nat {
                 return true;
             }
             let port = backend_port(backend, key.destination_port);

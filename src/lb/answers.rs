@@ -3,14 +3,15 @@
 //! Part of a worker's [`Shard`], off the fast path; sends no more answers than its limits allow.
 
 use super::bucket::Bucket;
-use super::conn::Conn;
+use super::conn::{Conn, flag};
 use super::counters::DropReason;
 use super::flow::{Address, protocol};
 use super::forward::nat;
 use super::frame::Frame;
+use super::fullnat::local_end;
 use super::icmp::{self, IcmpError};
 use super::parse::{Packet, tcp};
-use super::shard::{Shard, Tracked, to_backend};
+use super::shard::{Shard, Tracked, Way, to_backend};
 use super::snapshot::{Backend, ForwardMethod, PortView, Service, Snapshot, WhenNoBackend};
 use super::table::Slot;
 use super::{Arrival, Now, Outbox, Pass, Verdict, mtu, reset};
@@ -150,11 +151,11 @@ impl Shard {
         now: Now,
         frame: &mut O::Frame,
         packet: &Packet<A>,
-        backend: &Backend,
-        hash: u64,
+        way: &Way<A>,
         reason: DropReason,
         outbox: &mut O,
     ) -> Verdict {
+        let backend = way.backend;
         let ip = &frame.bytes()[usize::from(packet.l3)..];
         let vip = packet.key.destination;
         match reason {
@@ -165,7 +166,7 @@ impl Shard {
                 let error = IcmpError::TooBig { mtu: backend.mtu };
                 self.complain(snapshot, now, frame, packet, vip, error, reason)
             }
-            DropReason::TooBig => match in_pieces(frame, packet, backend, hash, outbox) {
+            DropReason::TooBig => match in_pieces(frame, packet, way, outbox) {
                 Ok(port) => {
                     self.count_in(backend, packet);
                     Verdict::Transmit(port)
@@ -252,22 +253,25 @@ impl Shard {
         hash: u64,
         outbox: &mut O,
     ) -> Verdict {
-        let backend = snapshot.backend(A::table(&self.tables).get(slot).backend);
-        self.forget::<A>(slot);
+        let conn = *A::table(&self.tables).get(slot);
+        let way = snapshot.backend(conn.backend).map(|backend| Way {
+            backend,
+            hash,
+            local: local_end(snapshot, &conn),
+        });
+        self.forget::<A>(slot, now);
         let opening = packet.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN;
         if packet.key.protocol != protocol::TCP || opening {
             return self.admit(snapshot, now, frame, packet, hash, outbox);
         }
         let reason = DropReason::BackendGone;
         if packet.tcp_flags & tcp::RST != 0 {
-            return backend.map_or(Verdict::Drop(reason), |backend| {
-                to_backend(frame, packet, backend, hash)
-            });
+            return way.map_or(Verdict::Drop(reason), |way| to_backend(frame, packet, &way));
         }
-        if let Some(backend) = backend
+        if let Some(way) = way
             && let Some(mut other) = outbox.make()
             && let Some(packet) = reset::onward(&mut other, frame.bytes(), packet)
-            && let Verdict::Transmit(port) = to_backend(&mut other, &packet, backend, hash)
+            && let Verdict::Transmit(port) = to_backend(&mut other, &packet, &way)
         {
             outbox.send(port, other);
         }
@@ -283,6 +287,7 @@ impl Shard {
     pub(super) fn orphaned_reply<A: Tracked, O: Outbox>(
         &mut self,
         snapshot: &Snapshot,
+        now: Now,
         frame: &mut O::Frame,
         packet: &Packet<A>,
         slot: Slot,
@@ -290,7 +295,7 @@ impl Shard {
     ) -> Verdict {
         let reason = DropReason::BackendGone;
         let conn = *A::table(&self.tables).get(slot);
-        self.forget::<A>(slot);
+        self.forget::<A>(slot, now);
         if packet.tcp_flags & tcp::RST != 0 {
             return to_client(snapshot, frame, packet, &conn);
         }
@@ -318,7 +323,16 @@ pub(super) fn to_client<A: Address, F: Frame>(
         address: conn.vip,
         port: conn.vip_port,
     };
-    if let Err(reason) = nat::rewrite_source(frame.bytes_mut(), packet, service) {
+    let done = if conn.has(flag::FULL_NAT) {
+        let client = nat::Endpoint {
+            address: conn.client,
+            port: conn.client_port,
+        };
+        nat::rewrite_both(frame.bytes_mut(), packet, service, client)
+    } else {
+        nat::rewrite_source(frame.bytes_mut(), packet, service)
+    };
+    if let Err(reason) = done {
         return Verdict::Drop(reason);
     }
     match snapshot.routes.link(conn.client.into()) {
@@ -335,17 +349,21 @@ pub(super) fn to_client<A: Address, F: Frame>(
 fn in_pieces<A: Address, O: Outbox>(
     frame: &mut O::Frame,
     packet: &Packet<A>,
-    backend: &Backend,
-    hash: u64,
+    way: &Way<A>,
     outbox: &mut O,
 ) -> Result<u8, DropReason> {
+    let backend = way.backend;
     let l3 = usize::from(packet.l3);
     if backend.method != ForwardMethod::Tunnel {
         let whole = Backend {
             mtu: u16::MAX,
             ..backend.clone()
         };
-        let port = sent(to_backend(frame, packet, &whole, hash))?;
+        let whole = Way {
+            backend: &whole,
+            ..*way
+        };
+        let port = sent(to_backend(frame, packet, &whole))?;
         mtu::cut(frame, l3, backend.mtu, outbox, |outbox, piece| {
             outbox.send(port, piece);
         })?;
@@ -356,7 +374,7 @@ fn in_pieces<A: Address, O: Outbox>(
             length: (piece.bytes().len() - l3) as u16,
             ..*packet
         };
-        sent(to_backend(piece, &packet, backend, hash))
+        sent(to_backend(piece, &packet, way))
     };
     let mut lost = Ok(());
     mtu::cut(
@@ -377,6 +395,6 @@ fn sent(verdict: Verdict) -> Result<u8, DropReason> {
     match verdict {
         Verdict::Transmit(port) => Ok(port),
         Verdict::Drop(reason) | Verdict::Reply { reason, .. } => Err(reason),
-        Verdict::Pass(_) | Verdict::HandOff(_) => Err(DropReason::NoNeighbour),
+        Verdict::Pass(_) | Verdict::HandOff(_) | Verdict::Hold(_) => Err(DropReason::NoNeighbour),
     }
 }

@@ -3,16 +3,21 @@
 
 use std::sync::Arc;
 
-use super::counters::WorkerCounters;
+use super::counters::{DropReason, WorkerCounters};
 use super::fixture::TestOutbox;
 use super::flow::Seed;
-use super::frame::MemoryFrame;
+use super::fragment::FragmentStore;
+use super::frame::{Frame, MemoryFrame};
 use super::shard::{Shard, ShardSize};
 use super::snapshot::Snapshot;
 use super::{Arrival, MAX_BURST, Now, Pass, Verdict};
 
 pub struct Cluster {
     pub shards: Vec<Shard>,
+    /// The fragments each worker holds.
+    pub stores: Vec<FragmentStore<MemoryFrame>>,
+    /// The ends of held fragments, in order.
+    pub released: Vec<Outcome>,
     pub outbox: TestOutbox,
     pub now: Now,
 }
@@ -56,6 +61,8 @@ impl Cluster {
         };
         Self {
             shards: (0..workers).map(shard).collect(),
+            stores: (0..workers).map(|_| FragmentStore::default()).collect(),
+            released: Vec::new(),
             outbox: TestOutbox::default(),
             now: Now::from_nanos(1_000_000_000_000),
         }
@@ -77,25 +84,68 @@ impl Cluster {
     /// One packet arrives from port 0 at `worker`, and follows the rings to its end.
     #[track_caller]
     pub fn feed(&mut self, snapshot: &Snapshot, worker: usize, frame: &[u8]) -> Outcome {
-        let mut frame = MemoryFrame::new(frame);
-        let (mut at, mut arrival) = (worker, Arrival::Port(0));
+        let frame = MemoryFrame::new(frame);
+        let outcome = self.follow(snapshot, worker, Arrival::Port(0), frame);
+        self.release(snapshot);
+        outcome
+    }
+
+    #[track_caller]
+    fn follow(
+        &mut self,
+        snapshot: &Snapshot,
+        mut at: usize,
+        mut arrival: Arrival,
+        mut frame: MemoryFrame,
+    ) -> Outcome {
         for _ in 0..4 {
-            match self.step(snapshot, at, arrival, &mut frame) {
-                Verdict::HandOff(next) => {
-                    assert_ne!(usize::from(next), at, "handed to itself");
-                    (at, arrival) = (usize::from(next), Arrival::HandOff);
-                }
-                verdict => {
-                    let bytes = super::frame::Frame::bytes(&frame).to_vec();
-                    return Outcome {
-                        worker: at,
-                        verdict,
-                        frame: bytes,
-                    };
+            let verdict = self.step(snapshot, at, arrival, &mut frame);
+            if let Verdict::HandOff(next) = verdict {
+                assert_ne!(usize::from(next), at, "handed to itself");
+                (at, arrival) = (usize::from(next), Arrival::HandOff);
+                continue;
+            }
+            let outcome = Outcome {
+                worker: at,
+                verdict,
+                frame: frame.bytes().to_vec(),
+            };
+            if let Verdict::Hold(ticket) = verdict
+                && let Some(displaced) = self.stores[at].put(ticket, frame)
+            {
+                self.end(at, displaced);
+            }
+            return outcome;
+        }
+        panic!("handed around without end");
+    }
+
+    fn end(&mut self, worker: usize, frame: MemoryFrame) {
+        self.released.push(Outcome {
+            worker,
+            verdict: Verdict::Drop(DropReason::Fragment),
+            frame: frame.bytes().to_vec(),
+        });
+    }
+
+    /// What each worker does after a burst: held fragments whose wait is over.
+    #[track_caller]
+    pub fn release(&mut self, snapshot: &Snapshot) {
+        for worker in 0..self.shards.len() {
+            if self.shards[worker].fragments.is_idle() {
+                continue;
+            }
+            while let Some(released) = self.shards[worker].release_fragment(self.now) {
+                let frame = self.stores[worker].take(released.ticket);
+                let frame = frame.expect("a ticket has a frame");
+                if released.goes_on {
+                    let outcome = self.follow(snapshot, worker, Arrival::HandOff, frame);
+                    self.released.push(outcome);
+                } else {
+                    self.end(worker, frame);
                 }
             }
         }
-        panic!("handed around without end");
     }
 
     /// What one worker says about one packet.

@@ -151,6 +151,15 @@ pub struct WorkerCounters {
     pub unanswered: Counter,
     pub expired: Counter,
     pub evicted: Counter,
+    /// Gauges: FullNAT's local ports in use, and all there are (each counts once for every local
+    /// address and backend group).
+    pub local_ports: Counter,
+    pub local_ports_all: Counter,
+    /// Local ports taken from a connection that was over, or before their hold was, because no
+    /// other was left.
+    pub holds_cut_short: Counter,
+    /// Gauge: fragments that wait for their first one.
+    pub held: Counter,
     /// Gauges of the tables, in entries.
     pub table_v4: Counter,
     pub table_v6: Counter,
@@ -181,6 +190,10 @@ impl WorkerCounters {
             unanswered: Counter::default(),
             expired: Counter::default(),
             evicted: Counter::default(),
+            local_ports: Counter::default(),
+            local_ports_all: Counter::default(),
+            holds_cut_short: Counter::default(),
+            held: Counter::default(),
             table_v4: Counter::default(),
             table_v6: Counter::default(),
             generation: Counter::default(),

@@ -315,6 +315,10 @@ pub struct Lab {
     pub snapshot: Snapshot,
 }
 
+/// FullNAT's local addresses.
+pub const LOCAL: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 200);
+pub const LOCAL6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x200);
+
 pub const VIP: &str = "192.0.2.80:80";
 pub const VIP6: &str = "[2001:db8::80]:80";
 
@@ -343,6 +347,7 @@ impl Lab {
             name: "web".into(),
             method,
             scheduler,
+            locals: [0, 1].into(),
             backends: backends.iter().map(|b| b.id).collect(),
             maglev: Arc::new(Maglev::build(&members, SMALL_SIZE)),
             hash_port: true,
@@ -371,6 +376,7 @@ impl Lab {
                 )
             })
         });
+        let locals: [IpAddr; 2] = [LOCAL.into(), LOCAL6.into()];
         let snapshot = Snapshot {
             generation: 1,
             services: [Some(Arc::new(service))].into_iter().collect(),
@@ -382,7 +388,7 @@ impl Lab {
             }]
             .into(),
             routes: Arc::new(routes()),
-            own: Arc::new(vips.into_iter().collect()),
+            own: Arc::new(vips.into_iter().chain(locals).collect()),
             two_way: method.is_two_way(),
             ownership: Ownership::default(),
             sides: Arc::new(Sides::new(
@@ -390,9 +396,10 @@ impl Lab {
                     let length = if vip.is_ipv4() { 32 } else { 128 };
                     (Prefix::new(vip, length), method.is_two_way())
                 }),
-                [],
+                (0..).zip(locals),
                 [],
             )),
+            locals: locals.into(),
         };
         Self { snapshot }
     }

@@ -14,10 +14,16 @@
 use crate::arch::{Region, prefetch};
 
 use super::conn::{Conn, flag};
-use super::flow::Address;
+use super::counters::DropReason;
+use super::flow::{Address, FlowKey};
+use super::forward::nat::Endpoint;
 use super::maglev::mix;
 use super::owner::{Ownership, local_hash, local_port};
+use super::parse::Packet;
+use super::shard::{Shard, Tracked, backend_port};
+use super::snapshot::{Backend, Service, Snapshot};
 use super::table::Slot;
+use super::{Now, Pass, Verdict};
 
 /// Local ports that connections use. Those below are for health checks through a local address.
 pub const FIRST_PORT: u16 = 2048;
@@ -87,6 +93,19 @@ impl Lease {
             port: conn.local_port,
         })
     }
+}
+
+/// What becomes of the source of a FullNAT connection's packets; `None` for other connections.
+#[inline(always)]
+pub(super) fn local_end<A: Address>(snapshot: &Snapshot, conn: &Conn<A>) -> Option<Endpoint<A>> {
+    if !conn.has(flag::FULL_NAT) {
+        return None;
+    }
+    let address = snapshot.locals.get(usize::from(conn.local_address))?;
+    Some(Endpoint {
+        address: A::from_ip(*address)?,
+        port: conn.local_port,
+    })
 }
 
 pub struct LocalPorts {
@@ -394,5 +413,122 @@ impl LocalPorts {
     }
 }
 
+impl Shard {
+    /// Gives the shard its local ports: `addresses` is one more than the highest index in
+    /// [`Snapshot::locals`], now and later; `groups` is how many groups backends form, each of
+    /// which can use every port anew. Takes 8 bytes for each of their products with this worker's
+    /// share of 65,536 ports.
+    pub fn with_local_ports(
+        mut self,
+        addresses: usize,
+        groups: usize,
+        ownership: Ownership,
+    ) -> std::io::Result<Self> {
+        self.local_ports = LocalPorts::new(addresses, groups, ownership, self.worker)?;
+        self.counters
+            .local_ports_all
+            .set(self.local_ports.usage().1);
+        Ok(self)
+    }
+
+    /// The cell of a reply to the local address of this index; beyond all where there is none.
+    #[inline(always)]
+    pub(super) fn local_cell<A: Address>(&self, address: u16, key: &FlowKey<A>) -> u64 {
+        let group = self
+            .local_ports
+            .group(key.protocol, key.source, key.source_port);
+        let (local, port) = (key.destination, key.destination_port);
+        let cell = self.local_ports.cell(address, group, local, port);
+        cell.map_or(u64::MAX, |cell| cell as u64)
+    }
+
+    /// The connection that a FullNAT backend's packet belongs to.
+    #[inline(always)]
+    pub(super) fn local_reply<A: Tracked>(
+        &self,
+        snapshot: &Snapshot,
+        cell: u64,
+        key: &FlowKey<A>,
+    ) -> Option<Slot> {
+        let slot = self.local_ports.slot(cell as usize)?;
+        let conn = A::table(&self.tables).try_get(slot)?;
+        let backend = snapshot.backend(conn.backend)?;
+        let port = backend_port(backend, conn.vip_port);
+        let local = snapshot.locals.get(usize::from(conn.local_address))?;
+        (conn.has(flag::FULL_NAT)
+            && conn.local_port == key.destination_port
+            && *local == key.destination.into()
+            && conn.protocol == key.protocol
+            && backend.address == key.source.into()
+            && port == key.source_port)
+            .then_some(slot)
+    }
+
+    /// A packet to a local address that belongs to no connection: a probe's answer, which
+    /// management waits for, or nothing.
+    #[cold]
+    pub(super) fn unknown_reply<A: Address>(&self, packet: &Packet<A>) -> Verdict {
+        if packet.key.destination_port < FIRST_PORT {
+            return Verdict::Pass(Pass::Local);
+        }
+        Verdict::Drop(DropReason::Untracked)
+    }
+
+    /// A local port for a new connection to `backend`: at one of the service's local addresses, in
+    /// turn from one that depends on the client.
+    pub(super) fn lease<A: Tracked>(
+        &mut self,
+        snapshot: &Snapshot,
+        service: &Service,
+        backend: &Backend,
+        packet: &Packet<A>,
+        hash: u64,
+        now: Now,
+    ) -> Result<Lease, DropReason> {
+        let address = A::from_ip(backend.address).ok_or(DropReason::PoolExhausted)?;
+        let port = backend_port(backend, packet.key.destination_port);
+        let group = self.local_ports.group(packet.key.protocol, address, port);
+        let candidates = || candidates::<A>(snapshot, service, hash);
+        for (index, local) in candidates() {
+            if let Some(lease) = self.local_ports.take(index, group, local, now.second) {
+                return Ok(lease);
+            }
+        }
+        // Before a connection is refused, one that is over gives way, or a hold ends early.
+        for (index, local) in candidates() {
+            if let Some(slot) = self.local_ports.longest_over(index, group) {
+                self.forget::<A>(slot, now);
+            }
+            let lease = match self.local_ports.take(index, group, local, now.second) {
+                Some(lease) => Some(lease),
+                None => self.local_ports.take_held(index, group, local),
+            };
+            if let Some(lease) = lease {
+                self.counters.holds_cut_short.add(1);
+                return Ok(lease);
+            }
+        }
+        Err(DropReason::PoolExhausted)
+    }
+}
+
+/// The service's local addresses of this family, with their indexes, from one that `hash` picks.
+fn candidates<'s, A: Address>(
+    snapshot: &'s Snapshot,
+    service: &'s Service,
+    hash: u64,
+) -> impl Iterator<Item = (u16, A)> + 's {
+    let count = service.locals.len();
+    let start = (hash >> 32) as usize % count.max(1);
+    (0..count).filter_map(move |n| {
+        let index = service.locals[(start + n) % count];
+        let address = snapshot.locals.get(usize::from(index))?;
+        Some((index, A::from_ip(*address)?))
+    })
+}
+
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod flows;

@@ -15,6 +15,7 @@ pub mod counters;
 pub mod fixture;
 pub mod flow;
 pub mod forward;
+pub mod fragment;
 pub mod frame;
 pub mod fullnat;
 pub mod icmp;
@@ -109,4 +110,7 @@ pub enum Verdict {
     /// Another worker owns the packet's flow: put it, unchanged, on the ring to the worker of this
     /// index.
     HandOff(u8),
+    /// A fragment that has to wait: give it to the worker's [`fragment::FragmentStore`] under this
+    /// ticket.
+    Hold(u16),
 }

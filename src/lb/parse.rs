@@ -261,7 +261,7 @@ pub fn walk_extensions(ip: &[u8], mut next: u8) -> Extensions {
     Extensions::Malformed
 }
 
-enum Transport {
+pub(super) enum Transport {
     Ports {
         source_port: u16,
         destination_port: u16,
@@ -272,7 +272,7 @@ enum Transport {
 }
 
 #[inline(always)]
-fn transport(l4: &[u8], number: u8) -> Transport {
+pub(super) fn transport(l4: &[u8], number: u8) -> Transport {
     let ports = |header: &[u8; 8], tcp_flags| Transport::Ports {
         source_port: u16::from_be_bytes([header[0], header[1]]),
         destination_port: u16::from_be_bytes([header[2], header[3]]),

@@ -12,10 +12,11 @@ use super::flow::{Address, FlowKey, endpoint_hash, protocol};
 use super::forward::nat::{self, Endpoint};
 use super::forward::{decrement_ttl, tunnel, write_address, write_macs, write_u16};
 use super::frame::Frame;
+use super::fullnat::local_end;
 use super::icmp::{self, IcmpError};
 use super::owner::headers;
 use super::parse::{ETHERNET, Packet, Parsed, read_u16};
-use super::shard::{Shard, Tracked, backend_port, is_reply, is_request, to_backend};
+use super::shard::{Shard, Tracked, Way, backend_port, is_request, to_backend};
 use super::snapshot::{Backend, BackendState, Snapshot};
 use super::{Now, Pass, Verdict};
 
@@ -154,9 +155,15 @@ impl Shard {
         };
         let packet = whole::<A>(frame.bytes(), message);
         let verdict = if backend.method.is_two_way() {
-            translate_to_backend(frame, message, quote, &conn, backend)
+            let local = local_end(snapshot, &conn);
+            translate_to_backend(frame, message, quote, &conn, backend, local)
         } else {
-            to_backend(frame, &packet, backend, hash)
+            let way = Way {
+                backend,
+                hash,
+                local: None,
+            };
+            to_backend(frame, &packet, &way)
         };
         if let Verdict::Transmit(_) = verdict {
             self.count_in(backend, &packet);
@@ -174,7 +181,11 @@ impl Shard {
         quote: &Quote<A>,
     ) -> Option<Verdict> {
         let reply = quote.key.reversed();
-        let (conn, _) = self.live(now, &quote.key, |conn| is_reply(snapshot, conn, &reply))?;
+        let (slot, _) = self.find(snapshot, &reply).filter(|&(_, reply)| reply)?;
+        let conn = *A::table(&self.tables).get(slot);
+        if conn.is_expired(now.second) {
+            return None;
+        }
         let Some(link) = snapshot.routes.link(conn.client.into()) else {
             return Some(Verdict::Drop(DropReason::NoNeighbour));
         };
@@ -193,6 +204,21 @@ impl Shard {
             },
         );
         translate_quote(&mut bytes[message.at..], quote, A::DESTINATION_AT, old, new);
+        if conn.has(flag::FULL_NAT) {
+            let (local, client) = (
+                Endpoint {
+                    address: quote.key.source,
+                    port: quote.key.source_port,
+                },
+                Endpoint {
+                    address: conn.client,
+                    port: conn.client_port,
+                },
+            );
+            let body = &mut bytes[message.at..];
+            translate_quote(body, quote, A::SOURCE_AT, local, client);
+            translate_outer(bytes, message, A::DESTINATION_AT, conn.client);
+        }
         // Whoever sent it, to the client it speaks for the service: an address behind NAT would
         // mean nothing to it, and many a firewall would drop it.
         translate_outer(bytes, message, A::SOURCE_AT, conn.vip);
@@ -340,11 +366,12 @@ fn translate_to_backend<A: Address, F: Frame>(
     quote: &Quote<A>,
     conn: &Conn<A>,
     backend: &Backend,
+    local: Option<Endpoint<A>>,
 ) -> Verdict {
     let Some(link) = &backend.link else {
         return Verdict::Drop(DropReason::NoNeighbour);
     };
-    let Some(address) = A::from_ip(backend.address).filter(|_| !conn.has(flag::FULL_NAT)) else {
+    let Some(address) = A::from_ip(backend.address) else {
         return Verdict::Drop(DropReason::IcmpUnrelated);
     };
     let bytes = frame.bytes_mut();
@@ -363,6 +390,16 @@ fn translate_to_backend<A: Address, F: Frame>(
     );
     translate_quote(&mut bytes[message.at..], quote, A::SOURCE_AT, old, new);
     translate_outer(bytes, message, A::DESTINATION_AT, address);
+    // A FullNAT backend knows its client, and whoever complains in its name, by the local address.
+    if let Some(local) = local {
+        let client = Endpoint {
+            address: conn.client,
+            port: conn.client_port,
+        };
+        let body = &mut bytes[message.at..];
+        translate_quote(body, quote, A::DESTINATION_AT, client, local);
+        translate_outer(bytes, message, A::SOURCE_AT, local.address);
+    }
     write_macs(bytes, link);
     Verdict::Transmit(link.port)
 }

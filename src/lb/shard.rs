@@ -13,11 +13,13 @@ use super::conn::{Conn, From, State, flag, next_state};
 use super::counters::{DropReason, WorkerCounters};
 use super::flow::{Address, FlowKey, Seed, endpoint_hash, protocol};
 use super::forward::{direct, nat, tunnel};
+use super::fragment::Fragments;
 use super::frame::Frame;
-use super::owner::Side;
+use super::fullnat::{LocalPorts, local_end};
+use super::owner::{Ownership, Side};
 use super::parse::{ETHERNET, Packet, Parsed, parse, tcp};
 use super::schedule::SchedulerState;
-use super::snapshot::{Backend, BackendState, ForwardMethod, Snapshot};
+use super::snapshot::{Backend, BackendId, BackendState, ForwardMethod, Snapshot};
 use super::table::{ConnTable, Slot};
 use super::{Arrival, MAX_BURST, Now, Outbox, Pass, Verdict, mtu};
 
@@ -74,6 +76,10 @@ pub struct Shard {
     pub(super) worker: u8,
     pub(super) answers: AnswerLimits,
     pub counters: Arc<WorkerCounters>,
+    pub fragments: Fragments,
+    pub(super) local_ports: LocalPorts,
+    /// The backend that [`super::admit`] chose last.
+    pub(super) scheduled: Option<BackendId>,
     /// Of the burst in hand: where it came in, and the smallest MTU of all ports.
     pub(super) arrival: Arrival,
     smallest_mtu: u16,
@@ -84,6 +90,8 @@ pub struct Shard {
 enum Meets {
     Request,
     Reply,
+    /// A FullNAT reply: the hash is the number of its local port's cell.
+    LocalReply,
     /// Nothing: another worker owns its flow.
     Elsewhere(u8),
 }
@@ -115,6 +123,9 @@ impl Shard {
             worker: worker as u8,
             answers: AnswerLimits::new(AnswerRates::default()),
             counters,
+            fragments: Fragments::new(seed),
+            local_ports: LocalPorts::new(0, 1, Ownership::default(), 0)?,
+            scheduled: None,
             arrival: Arrival::HandOff,
             smallest_mtu: 0,
         })
@@ -145,6 +156,10 @@ impl Shard {
             *look = self.look(snapshot, arrival, frame);
         }
         for look in &looks[..count] {
+            if look.meets == Meets::LocalReply {
+                self.prefetch_local(look);
+                continue;
+            }
             match look.parsed {
                 Parsed::V4(_) => self.tables.v4.prefetch_entry(look.hash),
                 Parsed::V6(_) => self.tables.v6.prefetch_entry(look.hash),
@@ -157,7 +172,7 @@ impl Shard {
                 Parsed::V6(packet) => self.packet(snapshot, now, frame, packet, look, outbox),
                 Parsed::Bad(reason) => Verdict::Drop(*reason),
                 Parsed::FragmentV4 { .. } | Parsed::FragmentV6 { .. } => {
-                    Verdict::Drop(DropReason::Fragment)
+                    self.fragment(snapshot, now, arrival, frame, &look.parsed, outbox)
                 }
                 Parsed::IcmpV4 { .. } | Parsed::IcmpV6 { .. } => {
                     match self.error_elsewhere(snapshot, arrival, &look.parsed, frame.bytes()) {
@@ -190,11 +205,11 @@ impl Shard {
         match &look.parsed {
             Parsed::V4(packet) => {
                 (look.hash, look.meets) = self.meets(snapshot, arrival, &packet.key);
-                self.tables.v4.prefetch_bucket(look.hash);
+                self.prefetch_first::<Ipv4Addr>(&look);
             }
             Parsed::V6(packet) => {
                 (look.hash, look.meets) = self.meets(snapshot, arrival, &packet.key);
-                self.tables.v6.prefetch_bucket(look.hash);
+                self.prefetch_first::<Ipv6Addr>(&look);
             }
             _ => {}
         }
@@ -223,10 +238,96 @@ impl Shard {
         let hash = |address, port| endpoint_hash(&self.seed, key.protocol, address, port);
         match side {
             Side::OneWay | Side::TwoWay => (hash(key.source, key.source_port), Meets::Request),
-            Side::Reply | Side::LocalReply(_) => {
-                (hash(key.destination, key.destination_port), Meets::Reply)
+            Side::Reply => (hash(key.destination, key.destination_port), Meets::Reply),
+            Side::LocalReply(address) => (self.local_cell(address, key), Meets::LocalReply),
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch_first<A: Tracked>(&self, look: &Look) {
+        if look.meets == Meets::LocalReply {
+            self.local_ports.prefetch(look.hash as usize);
+        } else {
+            A::table(&self.tables).prefetch_bucket(look.hash);
+        }
+    }
+
+    fn prefetch_local(&self, look: &Look) {
+        if let Some(slot) = self.local_ports.slot(look.hash as usize) {
+            match look.parsed {
+                Parsed::V4(_) => self.tables.v4.prefetch_slot(slot),
+                _ => self.tables.v6.prefetch_slot(slot),
             }
         }
+    }
+
+    /// The worker that owns a packet's flow.
+    pub(super) fn flow_owner<A: Address>(&self, snapshot: &Snapshot, key: &FlowKey<A>) -> u8 {
+        let side = match snapshot.two_way {
+            true => snapshot.sides.side(key.source, key.destination),
+            false => Side::OneWay,
+        };
+        side.owner(snapshot.ownership, key)
+    }
+
+    /// The entry that a packet belongs to, and whether it is the backend's reply.
+    pub(super) fn find<A: Tracked>(
+        &self,
+        snapshot: &Snapshot,
+        key: &FlowKey<A>,
+    ) -> Option<(Slot, bool)> {
+        let (hash, meets) = self.meets(snapshot, Arrival::HandOff, key);
+        let table = A::table(&self.tables);
+        match meets {
+            Meets::LocalReply => self.local_reply(snapshot, hash, key).map(|s| (s, true)),
+            Meets::Reply => {
+                let reply = table.find(hash, |conn| is_reply(snapshot, conn, key));
+                reply.map(|slot| (slot, true)).or_else(|| {
+                    let hash = self.client_hash(key);
+                    let slot = table.find(hash, |conn| is_request(conn, key));
+                    slot.map(|slot| (slot, false))
+                })
+            }
+            _ => {
+                let slot = table.find(hash, |conn| is_request(conn, key));
+                slot.map(|slot| (slot, false))
+            }
+        }
+    }
+
+    /// The backend of a packet's flow and whether the packet is its reply, where the flow has an
+    /// entry; and the table hash of a packet from a client.
+    pub(super) fn flow_of<A: Tracked>(
+        &self,
+        snapshot: &Snapshot,
+        key: &FlowKey<A>,
+    ) -> (Option<(BackendId, bool)>, u64) {
+        let found = self.find(snapshot, key);
+        let backend = |(slot, reply)| (A::table(&self.tables).get(slot).backend, reply);
+        (found.map(backend), self.client_hash(key))
+    }
+
+    pub(super) fn client_hash<A: Address>(&self, key: &FlowKey<A>) -> u64 {
+        endpoint_hash(&self.seed, key.protocol, key.source, key.source_port)
+    }
+
+    /// A packet that met no other pass: the first fragment of a datagram.
+    #[inline(never)]
+    pub(super) fn whole<A: Tracked, O: Outbox>(
+        &mut self,
+        snapshot: &Snapshot,
+        now: Now,
+        frame: &mut O::Frame,
+        packet: &Packet<A>,
+        outbox: &mut O,
+    ) -> Verdict {
+        let (hash, meets) = self.meets(snapshot, Arrival::HandOff, &packet.key);
+        let look = Look {
+            parsed: Parsed::Other,
+            hash,
+            meets,
+        };
+        self.packet(snapshot, now, frame, packet, &look, outbox)
     }
 
     /// The worker to hand an ICMP error to, where it speaks of a flow of another one.
@@ -269,6 +370,12 @@ impl Shard {
                 return self.client_packet(snapshot, now, frame, packet, slot, look.hash, outbox);
             }
             return self.admit(snapshot, now, frame, packet, look.hash, outbox);
+        }
+        if look.meets == Meets::LocalReply {
+            return match self.local_reply(snapshot, look.hash, &packet.key) {
+                Some(slot) => self.backend_packet(snapshot, now, frame, packet, slot, outbox),
+                None => self.unknown_reply(packet),
+            };
         }
         if let Some(slot) = table.find(look.hash, |conn| is_reply(snapshot, conn, &packet.key)) {
             return self.backend_packet(snapshot, now, frame, packet, slot, outbox);
@@ -320,9 +427,14 @@ impl Shard {
         if conn.last_seen != now.second {
             conn.last_seen = now.second;
         }
-        let verdict = to_backend(frame, packet, backend, hash);
+        let way = Way {
+            backend,
+            hash,
+            local: local_end(snapshot, conn),
+        };
+        let verdict = to_backend(frame, packet, &way);
         if let Verdict::Drop(reason) = verdict {
-            return self.undelivered(snapshot, now, frame, packet, backend, hash, reason, outbox);
+            return self.undelivered(snapshot, now, frame, packet, &way, reason, outbox);
         }
         self.count_in(backend, packet);
         verdict
@@ -349,14 +461,14 @@ impl Shard {
     ) -> Verdict {
         let conn = *A::table(&self.tables).get(slot);
         if conn.is_expired(now.second) {
-            self.forget::<A>(slot);
+            self.forget::<A>(slot, now);
             self.counters.expired.add(1);
             return Verdict::Drop(DropReason::Untracked);
         }
         // That the backend exists is part of the match.
         if let Some(backend) = snapshot.backend(conn.backend) {
             if backend.state == BackendState::Removed && packet.key.protocol == protocol::TCP {
-                return self.orphaned_reply(snapshot, frame, packet, slot, outbox);
+                return self.orphaned_reply(snapshot, now, frame, packet, slot, outbox);
             }
             if !is_settled(&conn, packet.tcp_flags) {
                 self.step(snapshot, slot, From::Backend, packet);
@@ -423,6 +535,12 @@ impl Shard {
         if state == conn.state {
             return;
         }
+        if state == State::FinWait && from == From::Backend {
+            conn.flags |= flag::BACKEND_CLOSED;
+        }
+        if state.is_over(half) {
+            self.local_ports.over(conn);
+        }
         conn.state = state;
         let service = snapshot
             .backend(conn.backend)
@@ -446,9 +564,15 @@ impl Shard {
     }
 
     /// Removes a connection and takes it off its backend's count.
-    pub(super) fn forget<A: Tracked>(&mut self, slot: Slot) {
+    pub(super) fn forget<A: Tracked>(&mut self, slot: Slot, now: Now) {
         let conn = A::table_mut(&mut self.tables).remove(slot);
-        uncount(&self.counters, &conn);
+        self.let_go(&conn, now);
+    }
+
+    /// What else a connection held goes free with its entry.
+    pub(super) fn let_go<A: Address>(&mut self, conn: &Conn<A>, now: Now) {
+        uncount(&self.counters, conn);
+        self.local_ports.release(conn, now.second);
     }
 
     /// A connection that has expired or lost its backend meets a client's packet.
@@ -486,7 +610,7 @@ impl Shard {
         hash: u64,
         outbox: &mut O,
     ) -> Verdict {
-        self.forget::<A>(slot);
+        self.forget::<A>(slot, now);
         self.admit(snapshot, now, frame, packet, hash, outbox)
     }
 
@@ -497,17 +621,20 @@ impl Shard {
 
     /// Looks for expired entries in the next `buckets` buckets of each table.
     pub fn sweep(&mut self, now: Now, buckets: usize) {
-        let counters = &self.counters;
+        let (counters, ports) = (&self.counters, &mut self.local_ports);
         self.tables.v4.sweep(now.second, buckets, |conn| {
             counters.expired.add(1);
             uncount(counters, &conn);
+            ports.release(&conn, now.second);
         });
         self.tables.v6.sweep(now.second, buckets, |conn| {
             counters.expired.add(1);
             uncount(counters, &conn);
+            ports.release(&conn, now.second);
         });
         counters.table_v4.set(self.tables.v4.len() as u64);
         counters.table_v6.set(self.tables.v6.len() as u64);
+        counters.local_ports.set(ports.usage().0);
     }
 }
 
@@ -564,14 +691,24 @@ pub(super) fn backend_port(backend: &Backend, port: u16) -> u16 {
     }
 }
 
+/// How a client's packet reaches its backend.
+#[derive(Clone, Copy)]
+pub(super) struct Way<'s, A> {
+    pub backend: &'s Backend,
+    /// Of the client's endpoint; tunnels spread their flows by it.
+    pub hash: u64,
+    /// FullNAT: what becomes of the source.
+    pub local: Option<nat::Endpoint<A>>,
+}
+
 /// Rewrites a packet for its backend and says where it leaves.
 #[inline(always)]
 pub(super) fn to_backend<A: Address, F: Frame>(
     frame: &mut F,
     packet: &Packet<A>,
-    backend: &Backend,
-    hash: u64,
+    way: &Way<A>,
 ) -> Verdict {
+    let backend = way.backend;
     let Some(link) = &backend.link else {
         return Verdict::Drop(DropReason::NoNeighbour);
     };
@@ -580,10 +717,8 @@ pub(super) fn to_backend<A: Address, F: Frame>(
     }
     let done = match backend.method {
         ForwardMethod::DirectRouting => direct::forward(frame.bytes_mut(), packet, link),
-        ForwardMethod::Tunnel => tunnel::forward(frame, packet, link, backend, hash),
-        ForwardMethod::Nat | ForwardMethod::FullNat => {
-            to_nat(frame.bytes_mut(), packet, backend, link)
-        }
+        ForwardMethod::Tunnel => tunnel::forward(frame, packet, link, backend, way.hash),
+        ForwardMethod::Nat | ForwardMethod::FullNat => to_nat(frame.bytes_mut(), packet, way, link),
     };
     match done {
         Ok(()) => Verdict::Transmit(link.port),
@@ -595,14 +730,22 @@ pub(super) fn to_backend<A: Address, F: Frame>(
 fn to_nat<A: Address>(
     frame: &mut [u8],
     packet: &Packet<A>,
-    backend: &Backend,
+    way: &Way<A>,
     link: &super::route::Link,
 ) -> Result<(), DropReason> {
+    let backend = way.backend;
     let Some(address) = A::from_ip(backend.address) else {
         return Err(DropReason::MalformedIp);
     };
     let port = backend_port(backend, packet.key.destination_port);
-    nat::rewrite_destination(frame, packet, nat::Endpoint { address, port })?;
+    let destination = nat::Endpoint { address, port };
+    match (backend.method, way.local) {
+        (ForwardMethod::FullNat, Some(local)) => {
+            nat::rewrite_both(frame, packet, local, destination)?;
+        }
+        (ForwardMethod::FullNat, None) => return Err(DropReason::PoolExhausted),
+        _ => nat::rewrite_destination(frame, packet, destination)?,
+    }
     super::forward::write_macs(frame, link);
     Ok(())
 }

@@ -152,6 +152,8 @@ pub struct Service {
     pub name: Arc<str>,
     pub method: ForwardMethod,
     pub scheduler: Scheduler,
+    /// FullNAT: the local addresses to use, as indexes of [`Snapshot::locals`].
+    pub locals: Arc<[u16]>,
     /// In the configuration's order; schedulers that go by order go by this one.
     pub backends: Vec<BackendId>,
     /// The consistent hash under every scheduler; its values index `backends`.
@@ -258,6 +260,9 @@ pub struct Snapshot {
     pub ownership: Ownership,
     /// Needed where `two_way` holds or there are several workers.
     pub sides: Arc<Sides>,
+    /// FullNAT's local addresses. Connections name them by index, so one keeps its index, and is
+    /// not taken out, while a connection may name it.
+    pub locals: Arc<[IpAddr]>,
 }
 
 impl Snapshot {

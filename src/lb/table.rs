@@ -124,6 +124,14 @@ impl<A: Address> ConnTable<A> {
         }
     }
 
+    /// Asks for an entry whose slot is known.
+    #[inline(always)]
+    pub fn prefetch_slot(&self, slot: Slot) {
+        if let Some(conn) = self.conns.get(slot.index()) {
+            prefetch(conn);
+        }
+    }
+
     /// Third pass: the entry with this hash for which `matches` holds.
     #[inline(always)]
     pub fn find(&self, hash: u64, matches: impl Fn(&Conn<A>) -> bool) -> Option<Slot> {
@@ -156,6 +164,12 @@ impl<A: Address> ConnTable<A> {
     #[inline(always)]
     pub fn get(&self, slot: Slot) -> &Conn<A> {
         &self.conns[slot.index()]
+    }
+
+    /// The entry of a slot that may be another table's, where there is one.
+    #[inline(always)]
+    pub fn try_get(&self, slot: Slot) -> Option<&Conn<A>> {
+        self.conns.get(slot.index())
     }
 
     #[inline(always)]

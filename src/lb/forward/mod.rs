@@ -55,3 +55,20 @@ pub fn write_address<A: Address>(ip: &mut [u8], at: usize, old: A, new: A) {
         write_u16(ip, 10, checksum);
     }
 }
+
+/// Writes both addresses, with IPv4's header checksum following.
+#[inline(always)]
+pub fn rewrite_addresses<A: Address>(ip: &mut [u8], source: A, destination: A) {
+    let old = (
+        A::read(&ip[A::SOURCE_AT..]),
+        A::read(&ip[A::DESTINATION_AT..]),
+    );
+    source.write(&mut ip[A::SOURCE_AT..]);
+    destination.write(&mut ip[A::DESTINATION_AT..]);
+    if A::HEADER == 20 {
+        let old = Sum::default().address(old.0).address(old.1);
+        let new = Sum::default().address(source).address(destination);
+        let checksum = adjust(read_u16(ip, 10), old, new);
+        write_u16(ip, 10, checksum);
+    }
+}

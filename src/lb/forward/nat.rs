@@ -6,7 +6,7 @@ use super::super::checksum::{Sum, adjust};
 use super::super::counters::DropReason;
 use super::super::flow::{Address, protocol};
 use super::super::parse::{Packet, read_u16};
-use super::{decrement_ttl, write_address, write_u16};
+use super::{decrement_ttl, rewrite_addresses, write_address, write_u16};
 
 /// One end of a flow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,6 +41,31 @@ pub fn rewrite_source<A: Address>(
         port: packet.key.source_port,
     };
     rewrite(frame, packet, A::SOURCE_AT, 0, old, new)
+}
+
+/// Both ends at once (FullNAT), with one step of TTL and one adjustment of each checksum.
+#[inline(always)]
+pub fn rewrite_both<A: Address>(
+    frame: &mut [u8],
+    packet: &Packet<A>,
+    source: Endpoint<A>,
+    destination: Endpoint<A>,
+) -> Result<(), DropReason> {
+    let (l3, l4) = (usize::from(packet.l3), usize::from(packet.l4));
+    decrement_ttl::<A>(&mut frame[l3..])?;
+    rewrite_addresses(&mut frame[l3..], source.address, destination.address);
+    let l4 = &mut frame[l4..];
+    write_u16(l4, 0, source.port);
+    write_u16(l4, 2, destination.port);
+    let key = &packet.key;
+    let old = Sum::default().address(key.source).address(key.destination);
+    let old = old.word(key.source_port).word(key.destination_port);
+    let new = Sum::default()
+        .address(source.address)
+        .address(destination.address);
+    let new = new.word(source.port).word(destination.port);
+    adjust_l4(l4, key.protocol, old, new);
+    Ok(())
 }
 
 #[inline(always)]
