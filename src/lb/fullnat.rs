@@ -32,6 +32,13 @@ pub const FIRST_PORT: u16 = 2048;
 /// it may refuse a new one from the same port until then.
 pub const HOLD: u32 = 60;
 
+/// How many groups of backends give twice as many ports as there may be connections.
+pub fn group_count(connections: usize, addresses: usize) -> usize {
+    let ports = 65536 - usize::from(FIRST_PORT);
+    let wanted = (2 * connections).div_ceil(addresses.max(1) * ports);
+    wanted.next_power_of_two().min(256)
+}
+
 /// The end of a list; the port of this index is never used.
 const NONE: u16 = u16::MAX;
 /// Cells: the connection's slot plus one, with a mark while it waits; or when it was freed.

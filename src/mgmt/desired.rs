@@ -83,7 +83,7 @@ pub const MAX_BACKENDS: usize = 262_144;
 pub const MAX_SERVICES: usize = 65_536;
 
 /// Entries of the redirection table that stands for all ports' until their RSS is confirmed.
-const RETA: u16 = 128;
+pub const RETA: u16 = 128;
 
 type MaglevKey = (Vec<Member>, u32);
 
@@ -93,6 +93,8 @@ pub struct Desired {
     ports: Vec<PortFacts>,
     services: Ids<String>,
     backends: Ids<BackendKey>,
+    /// FullNAT's local addresses by index. Connections name them, so none is ever taken out.
+    locals: Vec<IpAddr>,
     /// Backends that left the configuration and still have connections.
     removed: HashMap<BackendId, Backend>,
     states: HashMap<BackendId, BackendState>,
@@ -118,6 +120,7 @@ impl Desired {
             ports,
             services: Ids::default(),
             backends: Ids::default(),
+            locals: Vec::new(),
             removed: HashMap::new(),
             states: HashMap::new(),
             weights: HashMap::new(),
@@ -286,7 +289,20 @@ impl Desired {
             own: Arc::new(own),
             ownership: self.ownership,
             sides: Arc::new(sides),
+            locals: self.locals.as_slice().into(),
         }
+    }
+
+    /// Indexes of a service's local addresses.
+    fn local_indexes(&mut self, service: &config::Service) -> Arc<[u16]> {
+        let index = |address: &IpAddr| {
+            let known = self.locals.iter().position(|known| known == address);
+            known.unwrap_or_else(|| {
+                self.locals.push(*address);
+                self.locals.len() - 1
+            }) as u16
+        };
+        service.local_addresses.iter().map(index).collect()
     }
 
     fn build_backend(
@@ -401,6 +417,7 @@ impl Desired {
                 config::Untracked::Drop => Untracked::Drop,
             },
             timeouts: timeouts(&service.timeouts),
+            locals: self.local_indexes(service),
             one_packet: service.one_packet,
             mss_clamp: service.mss_clamp.unwrap_or(0),
         }
@@ -415,7 +432,7 @@ impl Desired {
         });
         let nat = services().filter(|s| method(s.method).is_two_way());
         let backends = nat.flat_map(|s| s.backends.iter().map(|b| b.address));
-        Sides::new(listens, std::iter::empty(), backends)
+        Sides::new(listens, (0..).zip(self.locals.iter().copied()), backends)
     }
 
     fn own_addresses(&self, map: &ServiceMap) -> FastSet<IpAddr> {

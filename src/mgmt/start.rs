@@ -1,6 +1,8 @@
 //! Bringing the appliance up: DPDK, ports, tables, rings, workers. And the way back down.
 //! Runs on the main thread, which becomes the management thread.
 
+use std::collections::HashSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::mpsc;
 
@@ -8,6 +10,8 @@ use thiserror::Error;
 
 use crate::lb::counters::WorkerCounters;
 use crate::lb::flow::Seed;
+use crate::lb::fullnat::group_count;
+use crate::lb::owner::Ownership;
 use crate::lb::shard::{Shard, ShardSize};
 use crate::lb::snapshot::Snapshot;
 use crate::port::ring::{self, Consumer, Producer, RingError, SharedProducer};
@@ -18,7 +22,7 @@ use crate::port::{
 use crate::worker::{Clock, Idle, Rings, Worker, WorkerPort};
 
 use super::config::{self, Config};
-use super::desired::{MAX_BACKENDS, MAX_SERVICES, PortFacts};
+use super::desired::{MAX_BACKENDS, MAX_SERVICES, PortFacts, RETA};
 use super::workers::{COMMANDS, CommandTotals, WorkerLink};
 
 /// Packets a worker receives at once, and sends at once.
@@ -329,8 +333,26 @@ fn shard(
         services: MAX_SERVICES,
     };
     let counters = Arc::clone(counters);
-    Shard::new(size, seed, index as u32, count as u32, counters)
-        .map_err(|error| StartError::Tables { connections, error })
+    let failed = |error| StartError::Tables { connections, error };
+    let shard = Shard::new(size, seed, index as u32, count as u32, counters).map_err(failed)?;
+    let addresses: HashSet<IpAddr> = config
+        .services
+        .iter()
+        .flat_map(|s| s.local_addresses.iter().copied())
+        .collect();
+    if addresses.is_empty() {
+        return Ok(shard);
+    }
+    // Room for as many addresses again, which a reload may bring.
+    let groups = group_count(config.workers.connections as usize, addresses.len());
+    let ownership = Ownership {
+        reta: RETA,
+        workers: count as u8,
+        compute: count > 1,
+    };
+    shard
+        .with_local_ports(addresses.len() * 2, groups, ownership)
+        .map_err(failed)
 }
 
 fn idle(idle: config::Idle) -> Idle {
