@@ -5,4 +5,6 @@
 
 mod lab;
 
+mod health;
 mod lab_itself;
+mod presence;

@@ -7,6 +7,7 @@
 
 mod checker;
 mod engine;
+mod plan;
 mod probe;
 mod route;
 mod stack;
@@ -14,8 +15,15 @@ mod stack;
 #[cfg(test)]
 mod tests;
 
+// What a check's options are made of.
+pub use hickory_proto::op::ResponseCode;
+pub use hickory_proto::rr::{Name, RecordType};
+pub use hyper::Method;
+pub use hyper::http::uri::PathAndQuery;
+
 pub use checker::{Checker, Start, Thresholds};
 pub use engine::{CheckSpec, HealthEngine, Pace, Report, Runner, Transition};
+pub use plan::{PlanError, plan};
 pub use probe::{
     Answer, DnsProbe, Failure, HttpProbe, Probe, ScriptProbe, StatusSet, Tls, TlsError, TlsOptions,
     UdpProbe,
