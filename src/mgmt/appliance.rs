@@ -16,7 +16,7 @@ use crate::lb::counters::{Counter, DropReason};
 use crate::lb::listing;
 use crate::lb::parse::{Parsed, parse};
 use crate::lb::snapshot::{BackendState, Snapshot};
-use crate::port::{Mempool, Port, PortInfo, Started};
+use crate::port::{EalError, Mempool, Port, PortInfo, Started};
 use crate::worker::{Clock, Message, RESOLVE};
 
 use super::api::{ConnectionFilter, Connections, Request};
@@ -371,8 +371,9 @@ impl Appliance {
         self.stale |= self.desired.set_state(id, state);
     }
 
-    /// Stops the workers, then the ports, and returns the last balance of packets.
-    pub fn shut_down(mut self) -> Balance {
+    /// Stops the workers, then the ports, and returns the last balance of packets. An error where
+    /// DPDK could not be stopped, because a packet or a queue is still held somewhere.
+    pub fn shut_down(mut self) -> Result<Balance, EalError> {
         /// All of it takes less than a second.
         const PATIENCE: Duration = Duration::from_millis(400);
         for message in [|| Message::Quiesce, || Message::Stop] {
@@ -411,10 +412,8 @@ impl Appliance {
         }
         let balance = sum(&balance_of);
         drop(self.pool);
-        if let Err(error) = self.eal.cleanup() {
-            tracing::warn!("{error}");
-        }
-        balance
+        self.eal.cleanup()?;
+        Ok(balance)
     }
 }
 

@@ -28,27 +28,35 @@ pub enum RunError {
     Socket(#[from] api::SocketError),
     #[error(transparent)]
     Start(#[from] start::StartError),
+    #[error("stopping: {0}")]
+    Stop(#[from] crate::port::EalError),
     #[error("the management thread cannot run: {0}")]
     Io(#[from] std::io::Error),
     #[error("packets went missing: {0:?}; please report this")]
     Unbalanced(appliance::Balance),
 }
 
-/// Runs the appliance until a signal ends it.
-pub fn run(config: Config) -> Result<(), RunError> {
-    let socket = api::Socket::claim(&config.management.socket)?;
-    let ready = start::prepare(&config)?;
-    let facts = ready.facts(&config);
+/// Brings the appliance up: DPDK, ports, workers; it needs [`Appliance::look`] called from then on.
+pub fn start(config: &Config) -> Result<Appliance, start::StartError> {
+    let ready = start::prepare(config)?;
+    let facts = ready.facts(config);
     let (now, mut out) = (Instant::now(), Output::default());
-    let mut net = NetState::new(appliance::net_ports(&config, &facts), now, &mut out);
-    net.set_vips(appliance::vips(&config), now);
+    let mut net = NetState::new(appliance::net_ports(config, &facts), now, &mut out);
+    net.set_vips(appliance::vips(config), now);
     let mut desired = Desired::new(config.clone(), facts);
     net.want(desired.destinations(), now, &mut out);
     let snapshot = Arc::new(desired.build(&net));
-    let machine = start::launch(ready, &config, &snapshot)?;
-    summary(&config, &machine);
+    let machine = start::launch(ready, config, &snapshot)?;
+    summary(config, &machine);
     let mut appliance = Appliance::new(machine, desired, net, snapshot);
     appliance.begin(out);
+    Ok(appliance)
+}
+
+/// Runs the appliance until a signal ends it.
+pub fn run(config: Config) -> Result<(), RunError> {
+    let socket = api::Socket::claim(&config.management.socket)?;
+    let mut appliance = start(&config)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -60,7 +68,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
         }
     });
     tracing::info!("stopping");
-    let balance = appliance.shut_down();
+    let balance = appliance.shut_down()?;
     tracing::info!(
         "packets: {} received + {} generated = {} transmitted + {} dropped + {} passed to management",
         balance.received,
