@@ -7,6 +7,7 @@
 mod check;
 mod client;
 mod connections;
+mod import;
 mod ipvsadm;
 pub mod log;
 mod run;
@@ -39,6 +40,8 @@ pub enum CliError {
     Client(#[from] ClientError),
     #[error(transparent)]
     Socket(#[from] SocketError),
+    #[error(transparent)]
+    Import(#[from] import::ImportError),
     #[error("cannot write the output: {0}; check where it goes")]
     Output(io::Error),
     #[error("cannot start: {0}; check the limits on processes and open files")]
@@ -86,6 +89,8 @@ pub enum Command {
     Status(status::StatusArgs),
     /// List tracked connections
     Connections(connections::ConnectionsArgs),
+    /// Turn what ipvsadm or keepalived have into a configuration
+    Import(import::ImportArgs),
     /// Print the versions of evenkeel and DPDK
     Version,
 }
@@ -110,6 +115,7 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
         Command::Check(file) => check::run(&file, &shared),
         Command::Status(args) => status::run(&args, &shared),
         Command::Connections(args) => connections::run(&args, &shared),
+        Command::Import(args) => import::run(&args, &shared),
         Command::Version => version::run(&shared),
     }
 }

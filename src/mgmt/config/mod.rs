@@ -8,6 +8,7 @@
 
 mod check;
 mod check_service;
+mod diff;
 mod error;
 mod health;
 mod listen;
@@ -30,14 +31,15 @@ use std::path::Path;
 use toml::de::DeTable;
 
 pub use check::BYTES_PER_CONNECTION;
+pub use diff::{Change, ChangeKind, Diff};
 pub use error::{ConfigError, FileError, Invalid, Located, Problem};
 pub use model::*;
-pub use save::{save, to_toml};
+pub use save::{save, service_to_toml, to_toml};
 pub use span::Span;
 pub use supported::Rule;
 pub use values::{
     Mac, Prefix, ValueError, format_cores, format_size, format_time, parse_cores, parse_size,
-    parse_time,
+    parse_time, parse_unicast,
 };
 
 use reader::{Reader, Sink};
@@ -82,4 +84,10 @@ fn parse_as_if(text: &str, supported: Supported) -> Result<Config, Invalid> {
 
 fn one_line(message: &str) -> String {
     message.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Reads as if every key were supported, for tests of what writes configurations.
+#[cfg(test)]
+pub(crate) fn parse_whole(text: &str) -> Result<Config, Invalid> {
+    parse_as_if(text, Supported(&[]))
 }

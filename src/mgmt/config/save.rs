@@ -24,6 +24,20 @@ pub fn to_toml(config: &Config) -> String {
     out.text
 }
 
+/// One service alone, as [`to_toml`] writes it.
+pub fn service_to_toml(service: &Service) -> String {
+    let mut out = Writer::default();
+    write_service(&mut out, service);
+    out.text
+}
+
+/// One backend alone.
+pub(super) fn backend_to_toml(backend: &Backend) -> String {
+    let mut out = Writer::default();
+    write_backend(&mut out, backend);
+    out.text
+}
+
 /// Writes the file whole or not at all: into a new file beside it, which then takes its name. The
 /// permissions of an existing file are kept.
 pub fn save(config: &Config, path: &Path) -> Result<(), FileError> {

@@ -265,10 +265,6 @@ fn network_cases() -> Vec<Case> {
             ),
             "direct routing needs the backend on the link of a port, and 203.0.113.1 is behind a router; use method = \"tunnel\" or give it an address in a port's subnet",
         ),
-        now(
-            format!("{PORT}{tunnel}{}", BACKEND.replace("\"192.", "§\"192.")),
-            "a tunnel to 192.0.2.11 makes packets of up to 1520 bytes and port \"wan\" takes 1500; set mtu = 1520 on the port and its link",
-        ),
         whole(
             format!(
                 "{PORT}mtu = 590\n{tunnel}{}",
