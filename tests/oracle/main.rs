@@ -96,5 +96,6 @@ fn word(verdict: Verdict) -> &'static str {
         Verdict::Pass(pass) => pass.token(),
         Verdict::Drop(reason) | Verdict::Reply { reason, .. } => reason.token(),
         Verdict::HandOff(_) => "(hand-off)",
+        Verdict::Hold(_) => "(hold)",
     }
 }

@@ -85,11 +85,11 @@ impl Reader {
             self.definitions.insert(name, value);
             return Ok(());
         }
-        if let [Token::Word(keyword), Token::Word(file)] = tokens.as_slice() {
-            if INCLUDES.contains(&keyword.as_str()) {
-                let file = self.expand(file);
-                return self.include(&file, place);
-            }
+        if let [Token::Word(keyword), Token::Word(file)] = tokens.as_slice()
+            && INCLUDES.contains(&keyword.as_str())
+        {
+            let file = self.expand(file);
+            return self.include(&file, place);
         }
         for token in tokens {
             let token = match token {
