@@ -1,27 +1,27 @@
 //! The lab without a balancer: what it promises to the other tests.
 
-use crate::lab::{
-    BACKENDS, CLIENT, EVENKEEL, Lab, NAMES, ROUTER, VIP_ON_BACKENDS, balancer, process, tool, web,
-};
+use crate::lab::{Arms, CLIENT, EVENKEEL, Lab, NAMES, ROUTER, VIPS, balancer, process, tool, web};
 
 #[test]
 fn the_client_reaches_each_backend_by_the_router() {
-    let Some(mut lab) = Lab::new() else { return };
+    let Some(mut lab) = Lab::new(Arms::One) else {
+        return;
+    };
     lab.start_web();
-    for (address, name) in BACKENDS.iter().zip(NAMES) {
+    for (address, name) in lab.addresses().iter().zip(NAMES) {
         // Without evenkeel nobody carries what leaves from the backend's own address.
         lab.backends.iter().for_each(|backend| {
             backend.try_ip(&format!("route replace default via {ROUTER} table 100"));
         });
         let answer = web::curl(&lab.client, &[&format!("http://{address}/")]);
-        let [who, whom, _port] = answer.split_whitespace().collect::<Vec<_>>()[..] else {
+        let [who, whom, port] = answer.split_whitespace().collect::<Vec<_>>()[..] else {
             panic!("not three words: {answer}");
         };
-        assert_eq!((who, whom), (name, CLIENT));
+        assert_eq!((who, whom, port), (name, CLIENT, "80"));
     }
     let large = lab.folder().join("large");
     let copy = lab.folder().join("copy");
-    let url = format!("http://{}:{}/large", BACKENDS[0], web::SECOND_PORT);
+    let url = format!("http://{}:{}/large", lab.addresses()[0], web::SECOND_PORT);
     web::curl(
         &lab.client,
         &["--output", copy.to_str().expect("UTF-8"), &url],
@@ -34,28 +34,28 @@ fn the_client_reaches_each_backend_by_the_router() {
 }
 
 #[test]
-fn no_backend_answers_arp_for_the_vip() {
-    let Some(lab) = Lab::new() else { return };
+fn no_backend_answers_arp_for_a_vip() {
+    let Some(lab) = Lab::new(Arms::One) else {
+        return;
+    };
     let ping = |address: &str| {
         let output = lab.balancer.run("ping", &["-c1", "-W1", "-n", address]);
         output.status.success()
     };
-    assert!(ping(BACKENDS[0]), "the switch carries packets");
-    assert!(!ping(VIP_ON_BACKENDS), "a backend answered for the VIP");
+    assert!(ping(&lab.addresses()[0]), "the switch carries packets");
+    for vip in VIPS {
+        assert!(!ping(vip), "a backend answered for {vip}");
+    }
 }
 
 #[test]
 fn a_backend_handles_what_is_inside_an_ipip_packet() {
-    let Some(mut lab) = Lab::new() else { return };
-    lab.start_unwrapping();
-    tool::run(&lab.balancer, &["wrap", ROUTER, BACKENDS[1]]);
-    let unwrapped = |backend: usize| {
-        let stats = lab.backends[backend].ip("-s -j link show dev tun0");
-        let stats: serde_json::Value = serde_json::from_str(&stats).expect("ip's JSON");
-        stats[0]["stats64"]["rx"]["packets"]
-            .as_u64()
-            .expect("a count")
+    let Some(mut lab) = Lab::new(Arms::One) else {
+        return;
     };
+    lab.start_unwrapping();
+    tool::run(&lab.balancer, &["wrap", ROUTER, &lab.addresses()[1]]);
+    let unwrapped = |backend: usize| tool::unwrapped(&lab.backends[backend]);
     process::wait_for("the inner packet on the TUN device", || {
         (unwrapped(1) == 1).then_some(())
     });
@@ -70,7 +70,9 @@ fn a_backend_handles_what_is_inside_an_ipip_packet() {
 
 #[test]
 fn udp_questions_are_answered_by_name() {
-    let Some(mut lab) = Lab::new() else { return };
+    let Some(mut lab) = Lab::new(Arms::One) else {
+        return;
+    };
     let at = "198.51.100.10:5300";
     let echo = tool::start(
         &lab.client,
@@ -85,7 +87,9 @@ fn udp_questions_are_answered_by_name() {
 /// DPDK's own test program stands in for evenkeel: it answers ARP and pings.
 #[test]
 fn a_dpdk_tap_port_joins_the_switch() {
-    let Some(lab) = Lab::new() else { return };
+    let Some(lab) = Lab::new(Arms::One) else {
+        return;
+    };
     let device = format!("--vdev=net_tap0,iface={}", balancer::TAP);
     let options = "--no-pci --no-huge --no-shconf -m 64 --lcores 0@0,1@0";
     let application = "--forward-mode=icmpecho --total-num-mbufs=2048 --auto-start";
@@ -93,7 +97,7 @@ fn a_dpdk_tap_port_joins_the_switch() {
     let arguments: Vec<_> = words.split_whitespace().collect();
     let log = lab.folder().join("testpmd.log");
     let mut testpmd = lab.balancer.start("dpdk-testpmd", &arguments, log);
-    balancer::attach(&lab, &mut testpmd, EVENKEEL);
+    balancer::attach(&lab, &mut testpmd, balancer::TAP, "lan", EVENKEEL);
     // Through the switch, not only from the namespace that holds it.
     let ping = lab.backends[0].run("ping", &["-c3", "-i0.2", "-W2", "-n", EVENKEEL]);
     assert!(ping.status.success(), "{ping:?}");

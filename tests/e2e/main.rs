@@ -5,6 +5,10 @@
 
 mod lab;
 
+mod downloads;
+mod ending;
 mod health;
 mod lab_itself;
+mod methods;
 mod presence;
+mod refusals;

@@ -1,23 +1,168 @@
-//! A DPDK program in the balancer's namespace and its TAP ports on the switch.
+//! evenkeel in the balancer's namespace, its configuration, and its TAP port on the switch.
 
-use super::Lab;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use serde_json::{Value, json};
+
 use super::process::{self, Running};
+use super::{Arms, EVENKEEL, Lab, METHODS, MTU, NAMES, ROUTER, VIPS};
 
 /// The port's kernel end, as in `net_tap0,iface=ek0`.
 pub const TAP: &str = "ek0";
+const SECOND_TAP: &str = "ek1";
+const SECOND_ADDRESS: &str = "10.0.0.2";
+/// The MAC address of any port's kernel end; its link is a bridge's and needs no other.
+const KERNEL_END: &str = "02:00:00:00:00:fe";
+const PROGRAM: &str = env!("CARGO_BIN_EXE_evenkeel");
 
-/// Plugs the kernel end of the TAP port of `program` into the switch; returns when `address`, which
+/// One `[[service]]` over all three backends, on the VIP of its method.
+pub struct Service {
+    pub method: &'static str,
+    pub protocol: &'static str,
+    pub port: u16,
+    pub scheduler: &'static str,
+    pub weights: [u32; 3],
+    /// `None`: the service's own.
+    pub backend_port: Option<u16>,
+}
+
+/// A web service that others differ from by a field or two.
+pub fn web(method: &'static str, scheduler: &'static str) -> Service {
+    Service {
+        method,
+        protocol: "tcp",
+        port: 80,
+        scheduler,
+        weights: [1; 3],
+        backend_port: None,
+    }
+}
+
+impl Service {
+    pub fn vip(&self) -> &'static str {
+        let same = |method: &&str| *method == self.method;
+        VIPS[METHODS.iter().position(same).expect("one of METHODS")]
+    }
+
+    fn described(&self, lab: &Lab) -> Value {
+        let backend = |((name, address), weight): ((&str, String), u32)| {
+            let mut backend = json!({ "name": name, "address": address, "weight": weight });
+            if let Some(port) = self.backend_port {
+                backend["port"] = port.into();
+            }
+            backend
+        };
+        let backends = NAMES.into_iter().zip(lab.addresses()).zip(self.weights);
+        json!({
+            "name": format!("{}-{}-{}", self.method, self.protocol, self.port),
+            "listen": [format!("{}:{}:{}", self.protocol, self.vip(), self.port)],
+            "method": self.method,
+            "scheduler": self.scheduler,
+            "backend": backends.map(backend).collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// A whole configuration file.
+pub fn configuration(lab: &Lab, workers: usize, services: &[Service]) -> String {
+    let port = |name, device: usize, tap, address| {
+        json!({
+            "name": name,
+            "device": format!("net_tap{device},iface={tap}"),
+            "mtu": MTU,
+            "addresses": [format!("{address}/24")],
+        })
+    };
+    let mut first = port("lan", 0, TAP, EVENKEEL);
+    first["gateway"] = ROUTER.into();
+    let ports = match lab.arms {
+        Arms::One => vec![first],
+        Arms::Two => vec![first, port("back", 1, SECOND_TAP, SECOND_ADDRESS)],
+    };
+    let whole = json!({
+        "workers": {
+            "cores": process::cores(workers),
+            "connections": 10_000,
+            "memory": "128MiB",
+            "idle": "sleep",
+        },
+        "management": { "socket": lab.folder().join("evenkeel.sock") },
+        "port": ports,
+        "service": services.iter().map(|one| one.described(lab)).collect::<Vec<_>>(),
+    });
+    toml::to_string(&whole).expect("TOML")
+}
+
+/// `evenkeel run` with its port on the switch.
+pub struct Evenkeel {
+    pub process: Running,
+    socket: PathBuf,
+}
+
+impl Evenkeel {
+    pub fn start(lab: &Lab, workers: usize, services: &[Service]) -> Evenkeel {
+        let file = lab.folder().join("evenkeel.toml");
+        let text = configuration(lab, workers, services);
+        fs::write(&file, text).expect("the configuration");
+        let mut process = start(lab, &file, "evenkeel.log");
+        attach(lab, &mut process, TAP, "lan", EVENKEEL);
+        if lab.arms == Arms::Two {
+            attach(lab, &mut process, SECOND_TAP, "back", SECOND_ADDRESS);
+        }
+        Evenkeel {
+            process,
+            socket: lab.folder().join("evenkeel.sock"),
+        }
+    }
+
+    /// `evenkeel status --json`.
+    pub fn status(&self, lab: &Lab) -> Value {
+        let socket = self.socket.to_str().expect("a path in UTF-8");
+        let arguments = ["status", "--json", "--socket", socket];
+        let text = process::check(lab.balancer.command(PROGRAM).args(arguments));
+        serde_json::from_str(&text).expect("JSON from status")
+    }
+}
+
+/// What a test that fails wants to know first.
+impl Drop for Evenkeel {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.process.show_log();
+        }
+    }
+}
+
+pub fn start(lab: &Lab, config: &Path, log: &str) -> Running {
+    let config = config.to_str().expect("a path in UTF-8");
+    let log = lab.folder().join(log);
+    lab.balancer
+        .start(PROGRAM, &["run", "--config", config], log)
+}
+
+/// `evenkeel run` that is expected to end by itself, after the words in `before` (as `setpriv`'s).
+pub fn run_to_the_end(lab: &Lab, before: &[&str], config: &Path) -> Output {
+    let config = config.to_str().expect("a path in UTF-8");
+    let seconds = process::PATIENCE.as_secs().to_string();
+    let words = [before, &[PROGRAM, "run", "--config", config]].concat();
+    lab.balancer
+        .run("timeout", &[&[seconds.as_str()], &words[..]].concat())
+}
+
+/// Plugs the kernel end of the TAP port of `program` into a switch; returns when `address`, which
 /// the program owns, answers a ping through it.
-pub fn attach(lab: &Lab, program: &mut Running, address: &str) {
+pub fn attach(lab: &Lab, program: &mut Running, tap: &str, switch: &str, address: &str) {
     process::wait_for(&format!("an answer from {address}"), || {
         program.assert_running();
         // The DPDK driver gives the port's MAC address to the kernel end too, and a bridge keeps
         // frames to its members' addresses for itself. Starting the port sets it again, so this
         // must be repeated until the port is up.
         lab.balancer
-            .try_ip(&format!("link set {TAP} address 02:00:00:00:00:fe"))?;
+            .try_ip(&format!("link set {tap} address {KERNEL_END}"))?;
         lab.balancer
-            .try_ip(&format!("link set {TAP} master lan up"))?;
+            .try_ip(&format!("link set {tap} master {switch} up"))?;
         let answer = lab.balancer.run("ping", &["-c1", "-W1", "-n", address]);
         answer.status.success().then_some(())
     });

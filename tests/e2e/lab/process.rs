@@ -40,6 +40,25 @@ pub fn check(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// The first `count` cores that this process may use, as evenkeel's `cores`; fewer where there are
+/// not so many.
+pub fn cores(count: usize) -> String {
+    let status = fs::read_to_string("/proc/self/status").expect("/proc");
+    let list = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    let ranges = list.expect("a list of cores").trim().split(',');
+    let all = ranges.flat_map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let number = |text: &str| text.parse::<u32>().expect("a core's number");
+        number(first)..=number(last)
+    });
+    all.take(count)
+        .map(|core| core.to_string())
+        .collect::<Vec<_>>()
+        .join(",")
+}
+
 /// Says that the running test is skipped and why; `scripts/test` counts the lines in the file that
 /// `EVENKEEL_SKIPPED` names.
 pub fn say_skipped(reason: &str) {

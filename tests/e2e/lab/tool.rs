@@ -7,6 +7,9 @@ use std::sync::OnceLock;
 use super::namespace::Namespace;
 use super::process::{self, Running};
 
+/// The device through which [`unwrapped`] packets reach the kernel.
+pub const TUN: &str = "tun0";
+
 /// The program, built once per test process: `cargo test --test e2e` alone does not build it.
 fn path() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
@@ -43,4 +46,12 @@ pub fn run(host: &Namespace, arguments: &[&str]) -> String {
         host.command(path().to_str().expect("a path in UTF-8"))
             .args(arguments),
     )
+}
+
+/// How many packets `unwrap` has handed up in `host`.
+pub fn unwrapped(host: &Namespace) -> u64 {
+    let text = host.ip(&format!("-s -j link show dev {TUN}"));
+    let links: serde_json::Value = serde_json::from_str(&text).expect("ip's JSON");
+    let packets = &links[0]["stats64"]["rx"]["packets"];
+    packets.as_u64().expect("a count")
 }

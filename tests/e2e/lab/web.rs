@@ -56,7 +56,7 @@ fn configuration(name: &str, own: &str, large: &Path) -> String {
              access_log off; default_type text/plain; keepalive_requests 100000;
              server {{
                  listen 80; listen [::]:80; listen {SECOND_PORT}; listen [::]:{SECOND_PORT};
-                 location = / {{ return 200 \"{name} $remote_addr $remote_port\\n\"; }}
+                 location = / {{ return 200 \"{name} $remote_addr $server_port\\n\"; }}
                  location = /healthz {{ return 200 \"ok\\n\"; }}
                  location = /large {{ alias {large}; }}
              }}

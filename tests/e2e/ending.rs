@@ -1,0 +1,31 @@
+//! `kill -TERM` ends evenkeel soon, with nothing left behind and a last balance that adds up.
+
+use std::time::Duration;
+
+use crate::lab::Arms;
+use crate::lab::balancer::{TAP, web};
+use crate::lab::web::curl;
+use crate::methods::start;
+
+const WITHIN: Duration = Duration::from_secs(1);
+
+#[test]
+fn sigterm_ends_it_within_a_second() {
+    let service = web("nat", "rr");
+    let Some((lab, mut evenkeel)) = start(Arms::One, 1, &[service]) else {
+        return;
+    };
+    curl(
+        &lab.client,
+        &[&format!("http://{}/?[1-30]", crate::lab::VIPS[0])],
+    );
+    let (status, took) = evenkeel.process.terminate();
+    assert!(status.success(), "{status}");
+    assert!(took < WITHIN, "it took {took:?}");
+    let device = lab.balancer.try_ip(&format!("link show {TAP}"));
+    assert_eq!(device, None, "the port's device is still there");
+    assert!(
+        !lab.folder().join("evenkeel.sock").exists(),
+        "the socket is still there"
+    );
+}
