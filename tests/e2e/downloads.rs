@@ -34,7 +34,7 @@ fn in_each_method(check: impl Fn(&Lab, &str)) {
         return;
     };
     for service in &services {
-        check(&lab, &format!("http://{}/large", service.vip()));
+        check(&lab, &format!("http://{}/large", service.address()));
     }
 }
 

@@ -12,13 +12,11 @@ const WITHIN: Duration = Duration::from_secs(1);
 #[test]
 fn sigterm_ends_it_within_a_second() {
     let service = web("nat", "rr");
+    let url = format!("http://{}/?[1-30]", service.address());
     let Some((lab, mut evenkeel)) = start(Arms::One, 1, &[service]) else {
         return;
     };
-    curl(
-        &lab.client,
-        &[&format!("http://{}/?[1-30]", crate::lab::VIPS[0])],
-    );
+    curl(&lab.client, &[&url]);
     let (status, took) = evenkeel.process.terminate();
     assert!(status.success(), "{status}");
     assert!(took < WITHIN, "it took {took:?}");

@@ -1,6 +1,7 @@
 //! The lab without a balancer: what it promises to the other tests.
 
-use crate::lab::{Arms, CLIENT, EVENKEEL, Lab, NAMES, ROUTER, VIPS, balancer, process, tool, web};
+use crate::lab::address::with_port;
+use crate::lab::{Arms, FAMILIES, Family, Lab, METHODS, NAMES, balancer, process, tool, web};
 
 #[test]
 fn the_client_reaches_each_backend_by_the_router() {
@@ -8,33 +9,33 @@ fn the_client_reaches_each_backend_by_the_router() {
         return;
     };
     lab.start_web();
-    for (address, name) in lab.addresses().iter().zip(NAMES) {
-        // Without evenkeel nobody carries what leaves from the backend's own address.
-        lab.backends.iter().for_each(|backend| {
-            backend.try_ip(&format!("route replace default via {ROUTER} table 100"));
-        });
-        let answer = web::curl(&lab.client, &[&format!("http://{address}/")]);
-        let [who, whom, port] = answer.split_whitespace().collect::<Vec<_>>()[..] else {
-            panic!("not three words: {answer}");
-        };
-        assert_eq!((who, whom, port), (name, CLIENT, "80"));
+    // Without evenkeel nobody carries what leaves from the backend's own address.
+    for backend in &lab.backends {
+        for family in FAMILIES {
+            let router = Arms::One.router(family);
+            backend.ip(&format!("route replace default via {router} table 100"));
+        }
+    }
+    for family in FAMILIES {
+        for (address, name) in Arms::One.backends(family).iter().zip(NAMES) {
+            let url = format!("http://{}/", with_port(address, 80));
+            let answer = web::curl(&lab.client, &[&url]);
+            assert_eq!(answer, format!("{name} {} 80\n", family.client()));
+        }
     }
     let large = lab.folder().join("large");
     let copy = lab.folder().join("copy");
-    let url = format!("http://{}:{}/large", lab.addresses()[0], web::SECOND_PORT);
-    web::curl(
-        &lab.client,
-        &["--output", copy.to_str().expect("UTF-8"), &url],
-    );
-    assert_eq!(
-        std::fs::metadata(&copy).expect("the copy").len(),
-        50_000_000
-    );
+    let backend = &Arms::One.backends(Family::V4)[0];
+    let url = format!("http://{}/large", with_port(backend, web::SECOND_PORT));
+    let output = copy.to_str().expect("a path in UTF-8");
+    web::curl(&lab.client, &["--output", output, &url]);
+    let length = std::fs::metadata(&copy).expect("the copy").len();
+    assert_eq!(length, 50_000_000);
     assert_eq!(web::sha256(&copy), web::sha256(&large));
 }
 
 #[test]
-fn no_backend_answers_arp_for_a_vip() {
+fn no_backend_answers_for_a_vip() {
     let Some(lab) = Lab::new(Arms::One) else {
         return;
     };
@@ -42,29 +43,46 @@ fn no_backend_answers_arp_for_a_vip() {
         let output = lab.balancer.run("ping", &["-c1", "-W1", "-n", address]);
         output.status.success()
     };
-    assert!(ping(&lab.addresses()[0]), "the switch carries packets");
-    for vip in VIPS {
-        assert!(!ping(vip), "a backend answered for {vip}");
+    for family in FAMILIES {
+        assert!(
+            ping(&Arms::One.backends(family)[0]),
+            "the switch carries packets"
+        );
+        for method in METHODS {
+            assert!(
+                !ping(&family.vip(method)),
+                "a backend answered {family:?}, {method}"
+            );
+        }
     }
 }
 
 #[test]
-fn a_backend_handles_what_is_inside_an_ipip_packet() {
+fn a_backend_handles_what_is_inside_a_tunnelled_packet() {
     let Some(mut lab) = Lab::new(Arms::One) else {
         return;
     };
     lab.start_unwrapping();
-    tool::run(&lab.balancer, &["wrap", ROUTER, &lab.addresses()[1]]);
     let unwrapped = |backend: usize| tool::unwrapped(&lab.backends[backend]);
-    process::wait_for("the inner packet on the TUN device", || {
-        (unwrapped(1) == 1).then_some(())
-    });
-    // The kernel took it for a ping, and answered the one who asked.
-    process::wait_for("an echo reply", || {
-        let counts = lab.balancer.run("cat", &["/proc/net/snmp"]);
-        let counts = String::from_utf8_lossy(&counts.stdout).into_owned();
-        (counter(&counts, "IcmpMsg", "InType0") == Some(1)).then_some(())
-    });
+    // Two pairs of families: IPIP and 6in6.
+    for (family, file, counter) in [
+        (Family::V4, "snmp", "Icmp:InEchoReps"),
+        (Family::V6, "snmp6", "Icmp6InEchoReplies"),
+    ] {
+        let (router, backend) = (Arms::One.router(family), &Arms::One.backends(family)[1]);
+        let before = unwrapped(1);
+        tool::run(&lab.balancer, &["wrap", &router, backend]);
+        process::wait_for("the inner packet on the TUN device", || {
+            (unwrapped(1) > before).then_some(())
+        });
+        // The kernel took it for a ping, and answered the one who asked.
+        process::wait_for("an echo reply", || {
+            let path = format!("/proc/net/{file}");
+            let counts = lab.balancer.run("cat", &[&path]);
+            let counts = String::from_utf8_lossy(&counts.stdout).into_owned();
+            (kernel_counter(&counts, counter) == Some(1)).then_some(())
+        });
+    }
     assert_eq!((unwrapped(0), unwrapped(2)), (0, 0));
 }
 
@@ -97,9 +115,12 @@ fn a_dpdk_tap_port_joins_the_switch() {
     let arguments: Vec<_> = words.split_whitespace().collect();
     let log = lab.folder().join("testpmd.log");
     let mut testpmd = lab.balancer.start("dpdk-testpmd", &arguments, log);
-    balancer::attach(&lab, &mut testpmd, balancer::TAP, "lan", EVENKEEL);
+    balancer::attach(&lab, &mut testpmd, balancer::TAP, Arms::One);
     // Through the switch, not only from the namespace that holds it.
-    let ping = lab.backends[0].run("ping", &["-c3", "-i0.2", "-W2", "-n", EVENKEEL]);
+    let ping = lab.backends[0].run(
+        "ping",
+        &["-c3", "-i0.2", "-W2", "-n", &Arms::One.evenkeel(Family::V4)],
+    );
     assert!(ping.status.success(), "{ping:?}");
     let (status, _) = testpmd.terminate();
     assert!(status.success(), "{status}");
@@ -107,14 +128,21 @@ fn a_dpdk_tap_port_joins_the_switch() {
     assert_eq!(device, None, "the TAP device goes with its port");
 }
 
-/// A counter of `/proc/net/snmp`, which prints a line of names and a line of values for each group.
-fn counter(snmp: &str, group: &str, name: &str) -> Option<u64> {
-    let mut lines = snmp
+/// A counter of `/proc/net/snmp6`, which prints one on each line, or as `group:name` of
+/// `/proc/net/snmp`, which prints a line of names and a line of values for each group.
+fn kernel_counter(text: &str, name: &str) -> Option<u64> {
+    let words = |line: &str| {
+        line.split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let Some((group, name)) = name.split_once(':') else {
+        let line = text.lines().map(words).find(|words| words[0] == name)?;
+        return line.get(1)?.parse().ok();
+    };
+    let mut lines = text
         .lines()
         .filter(|line| line.split(':').next() == Some(group));
-    let column = lines
-        .next()?
-        .split_whitespace()
-        .position(|word| word == name)?;
-    lines.next()?.split_whitespace().nth(column)?.parse().ok()
+    let column = words(lines.next()?).iter().position(|word| word == name)?;
+    words(lines.next()?).get(column)?.parse().ok()
 }

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use crate::lab::balancer::{Evenkeel, Service, web};
 use crate::lab::web::{SECOND_PORT, curl};
-use crate::lab::{Arms, CLIENT, Lab, METHODS, NAMES, tool};
+use crate::lab::{Arms, Lab, METHODS, NAMES, tool};
 
 const FETCHES: usize = 300;
 const ONE_WAY: [&str; 2] = ["tunnel", "direct-routing"];
 
 /// Who answered each of `count` fetches, each on a new connection, in order.
 fn fetch(lab: &Lab, service: &Service, count: usize) -> Vec<String> {
-    let url = format!("http://{}:{}/?[1-{count}]", service.vip(), service.port);
+    let url = format!("http://{}/?[1-{count}]", service.address());
     let answers = curl(&lab.client, &["-H", "Connection: close", &url]);
     let expected_port = service.backend_port.unwrap_or(service.port).to_string();
     let name = |line: &str| {
@@ -20,7 +20,7 @@ fn fetch(lab: &Lab, service: &Service, count: usize) -> Vec<String> {
         };
         assert_eq!(
             (client, port),
-            (CLIENT, &*expected_port),
+            (service.family.client(), &*expected_port),
             "as the backend sees it"
         );
         name.to_owned()
@@ -114,7 +114,7 @@ fn by_client_port(lab: &Lab, services: &[Service]) -> BTreeMap<(&'static str, u1
     let mut backends = BTreeMap::new();
     for service in services {
         for port in 20_000..20_020 {
-            let url = format!("http://{}/", service.vip());
+            let url = format!("http://{}/", service.address());
             let ask = || {
                 let port = port.to_string();
                 let fresh = ["-H", "Connection: close", "--local-port", &port, &url];
@@ -169,8 +169,7 @@ fn udp_questions_are_shared_and_answered() {
     };
     lab.start_udp_echo(53);
     for service in &services {
-        let server = format!("{}:53", service.vip());
-        let answers = tool::run(&lab.client, &["udp-ask", &server, "30"]);
+        let answers = tool::run(&lab.client, &["udp-ask", &service.address(), "30"]);
         let name = |line: &str| line.split(' ').next().unwrap_or_default().to_owned();
         let names: Vec<_> = answers.lines().map(name).collect();
         assert_eq!(shares(&names), [10; 3], "{}", service.method);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::lab::balancer::{Evenkeel, TAP, attach, configuration, run_to_the_end, start, web};
 use crate::lab::process;
-use crate::lab::{Arms, EVENKEEL, Lab};
+use crate::lab::{Arms, Lab};
 
 /// A lab and a configuration file in it, changed by `change`.
 fn lab_with(change: impl Fn(String) -> String) -> Option<(Lab, PathBuf)> {
@@ -191,6 +191,6 @@ fn a_start_after_a_crash() {
     first.process.signal("KILL");
     process::wait_for("the end after SIGKILL", || first.process.exited());
     let mut second = start(&lab, &file, "second.log");
-    attach(&lab, &mut second, TAP, "lan", EVENKEEL);
+    attach(&lab, &mut second, TAP, Arms::One);
     second.assert_running();
 }

@@ -3,7 +3,7 @@
 //! - `lab_tool unwrap TUN` takes the outer header off IPIP, 6in4, 4in6 and 6in6 packets addressed
 //!   to this host and hands the inner packet to the kernel through a TUN device: a stand-in for the
 //!   kernel's `ipip` and `ip6tnl` devices, which many container and microVM kernels do not have.
-//! - `lab_tool wrap SOURCE DESTINATION` sends one IPIP packet that holds an ICMP echo request, to
+//! - `lab_tool wrap SOURCE DESTINATION` sends one IPIP or 6in6 packet that holds an ICMP echo request, to
 //!   test `unwrap` without a balancer.
 //! - `lab_tool udp-echo NAME ADDRESS:PORT...` answers each datagram with its name and the payload.
 //! - `lab_tool udp-ask ADDRESS:PORT COUNT` asks COUNT times, each from a new port, and prints the
@@ -12,19 +12,23 @@
 //! `unwrap` and `udp-echo` print `ready` once their sockets are open and end when they are killed.
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use smoltcp::phy::ChecksumCapabilities;
-use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, IpProtocol, Ipv4Address, Ipv4Packet, Ipv4Repr};
+use smoltcp::wire::{
+    Icmpv4Packet, Icmpv4Repr, Icmpv6Packet, Icmpv6Repr, IpProtocol, Ipv4Packet, Ipv4Repr,
+    Ipv6Packet, Ipv6Repr,
+};
 use socket2::{Domain, Protocol, Socket, Type};
 use tun_rs::{DeviceBuilder, SyncDevice};
 
 const IPPROTO_IPIP: i32 = 4;
 const IPPROTO_IPV6: i32 = 41;
+const IDENTIFIER: u16 = 0x6b65;
 const LARGEST_PACKET: usize = 65_535;
 /// A burst of 50 downloads' acknowledgements fits, so that the lab itself loses nothing.
 const RECEIVE_BUFFER: usize = 4 << 20;
@@ -102,34 +106,68 @@ fn unwrap_each(mut socket: Socket, domain: Domain, tun: &SyncDevice) -> io::Resu
 /// The inner and the outer packet go from `source` to `destination`, so that the destination's
 /// kernel answers the ping on its own.
 fn wrap_echo_request(source: &str, destination: &str) -> io::Result<()> {
-    let source: Ipv4Address = source.parse().map_err(io::Error::other)?;
-    let destination: Ipv4Address = destination.parse().map_err(io::Error::other)?;
+    let source: IpAddr = source.parse().map_err(io::Error::other)?;
+    let destination: IpAddr = destination.parse().map_err(io::Error::other)?;
+    let (domain, protocol, inner) = match (source, destination) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            (Domain::IPV4, IPPROTO_IPIP, echo_request_v4(from, to))
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            (Domain::IPV6, IPPROTO_IPV6, echo_request_v6(from, to))
+        }
+        _ => return Err(io::Error::other("two addresses of one family are needed")),
+    };
+    // The kernel writes the outer header.
+    let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(protocol)))?;
+    socket.bind(&SocketAddr::new(source, 0).into())?;
+    socket.send_to(&inner, &SocketAddr::new(destination, 0).into())?;
+    Ok(())
+}
+
+fn echo_request_v4(from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
     let checksums = ChecksumCapabilities::default();
     let ping = Icmpv4Repr::EchoRequest {
-        ident: 0x6b65,
+        ident: IDENTIFIER,
         seq_no: 1,
         data: b"evenkeel",
     };
     let header = Ipv4Repr {
-        src_addr: source,
-        dst_addr: destination,
+        src_addr: from,
+        dst_addr: to,
         next_header: IpProtocol::Icmp,
         payload_len: ping.buffer_len(),
         hop_limit: 64,
     };
-    let mut inner = vec![0xa5; header.buffer_len() + ping.buffer_len()];
-    let mut view = Ipv4Packet::new_unchecked(&mut inner);
-    header.emit(&mut view, &checksums);
+    let mut bytes = vec![0xa5; header.buffer_len() + ping.buffer_len()];
+    let mut packet = Ipv4Packet::new_unchecked(&mut bytes);
+    header.emit(&mut packet, &checksums);
     ping.emit(
-        &mut Icmpv4Packet::new_unchecked(view.payload_mut()),
+        &mut Icmpv4Packet::new_unchecked(packet.payload_mut()),
         &checksums,
     );
+    bytes
+}
 
-    // The kernel writes the outer header.
-    let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(IPPROTO_IPIP)))?;
-    socket.bind(&SocketAddr::new(IpAddr::V4(source), 0).into())?;
-    socket.send_to(&inner, &SocketAddr::new(IpAddr::V4(destination), 0).into())?;
-    Ok(())
+fn echo_request_v6(from: Ipv6Addr, to: Ipv6Addr) -> Vec<u8> {
+    let checksums = ChecksumCapabilities::default();
+    let ping = Icmpv6Repr::EchoRequest {
+        ident: IDENTIFIER,
+        seq_no: 1,
+        data: b"evenkeel",
+    };
+    let header = Ipv6Repr {
+        src_addr: from,
+        dst_addr: to,
+        next_header: IpProtocol::Icmpv6,
+        payload_len: ping.buffer_len(),
+        hop_limit: 64,
+    };
+    let mut bytes = vec![0xa5; header.buffer_len() + ping.buffer_len()];
+    let mut packet = Ipv6Packet::new_unchecked(&mut bytes);
+    header.emit(&mut packet);
+    let mut inner = Icmpv6Packet::new_unchecked(packet.payload_mut());
+    ping.emit(&from, &to, &mut inner, &checksums);
+    bytes
 }
 
 fn udp_echo(name: &str, addresses: &[&str]) -> io::Result<()> {

@@ -6,19 +6,21 @@ use std::process::Output;
 
 use serde_json::{Value, json};
 
+use super::address::with_port;
 use super::process::{self, Running};
-use super::{Arms, EVENKEEL, Lab, METHODS, MTU, NAMES, ROUTER, VIPS};
+use super::{Arms, FAMILIES, Family, Lab, MTU, NAMES};
 
 /// The port's kernel end, as in `net_tap0,iface=ek0`.
 pub const TAP: &str = "ek0";
 const SECOND_TAP: &str = "ek1";
-const SECOND_ADDRESS: &str = "10.0.0.2";
 /// The MAC address of any port's kernel end; its link is a bridge's and needs no other.
 const KERNEL_END: &str = "02:00:00:00:00:fe";
 const PROGRAM: &str = env!("CARGO_BIN_EXE_evenkeel");
 
 /// One `[[service]]` over all three backends, on the VIP of its method.
+#[derive(Clone)]
 pub struct Service {
+    pub family: Family,
     pub method: &'static str,
     pub protocol: &'static str,
     pub port: u16,
@@ -31,6 +33,7 @@ pub struct Service {
 /// A web service that others differ from by a field or two.
 pub fn web(method: &'static str, scheduler: &'static str) -> Service {
     Service {
+        family: Family::V4,
         method,
         protocol: "tcp",
         port: 80,
@@ -41,9 +44,9 @@ pub fn web(method: &'static str, scheduler: &'static str) -> Service {
 }
 
 impl Service {
-    pub fn vip(&self) -> &'static str {
-        let same = |method: &&str| *method == self.method;
-        VIPS[METHODS.iter().position(same).expect("one of METHODS")]
+    /// Where clients ask: the VIP and the port.
+    pub fn address(&self) -> String {
+        with_port(&self.family.vip(self.method), self.port)
     }
 
     fn described(&self, lab: &Lab) -> Value {
@@ -54,10 +57,13 @@ impl Service {
             }
             backend
         };
-        let backends = NAMES.into_iter().zip(lab.addresses()).zip(self.weights);
+        let backends = NAMES
+            .into_iter()
+            .zip(lab.arms.backends(self.family))
+            .zip(self.weights);
         json!({
-            "name": format!("{}-{}-{}", self.method, self.protocol, self.port),
-            "listen": [format!("{}:{}:{}", self.protocol, self.vip(), self.port)],
+            "name": format!("{}-{:?}-{}-{}", self.method, self.family, self.protocol, self.port),
+            "listen": [format!("{}:{}", self.protocol, self.address())],
             "method": self.method,
             "scheduler": self.scheduler,
             "backend": backends.map(backend).collect::<Vec<_>>(),
@@ -67,19 +73,23 @@ impl Service {
 
 /// A whole configuration file.
 pub fn configuration(lab: &Lab, workers: usize, services: &[Service]) -> String {
-    let port = |name, device: usize, tap, address| {
+    let port = |arms: Arms, device: usize, tap| {
+        let own = |family: Family| format!("{}/{}", arms.evenkeel(family), family.length());
         json!({
-            "name": name,
+            "name": arms.switch(),
             "device": format!("net_tap{device},iface={tap}"),
             "mtu": MTU,
-            "addresses": [format!("{address}/24")],
+            "addresses": FAMILIES.map(own),
         })
     };
-    let mut first = port("lan", 0, TAP, EVENKEEL);
-    first["gateway"] = ROUTER.into();
+    let mut first = port(Arms::One, 0, TAP);
+    first["gateway"] = FAMILIES
+        .map(|family| Arms::One.router(family))
+        .to_vec()
+        .into();
     let ports = match lab.arms {
         Arms::One => vec![first],
-        Arms::Two => vec![first, port("back", 1, SECOND_TAP, SECOND_ADDRESS)],
+        Arms::Two => vec![first, port(Arms::Two, 1, SECOND_TAP)],
     };
     let whole = json!({
         "workers": {
@@ -107,9 +117,9 @@ impl Evenkeel {
         let text = configuration(lab, workers, services);
         fs::write(&file, text).expect("the configuration");
         let mut process = start(lab, &file, "evenkeel.log");
-        attach(lab, &mut process, TAP, "lan", EVENKEEL);
+        attach(lab, &mut process, TAP, Arms::One);
         if lab.arms == Arms::Two {
-            attach(lab, &mut process, SECOND_TAP, "back", SECOND_ADDRESS);
+            attach(lab, &mut process, SECOND_TAP, Arms::Two);
         }
         Evenkeel {
             process,
@@ -151,9 +161,10 @@ pub fn run_to_the_end(lab: &Lab, before: &[&str], config: &Path) -> Output {
         .run("timeout", &[&[seconds.as_str()], &words[..]].concat())
 }
 
-/// Plugs the kernel end of the TAP port of `program` into a switch; returns when `address`, which
-/// the program owns, answers a ping through it.
-pub fn attach(lab: &Lab, program: &mut Running, tap: &str, switch: &str, address: &str) {
+/// Plugs the kernel end of the TAP port of `program` into a switch; returns when evenkeel's address
+/// there answers a ping.
+pub fn attach(lab: &Lab, program: &mut Running, tap: &str, arms: Arms) {
+    let (switch, address) = (arms.switch(), arms.evenkeel(Family::V4));
     process::wait_for(&format!("an answer from {address}"), || {
         program.assert_running();
         // The DPDK driver gives the port's MAC address to the kernel end too, and a bridge keeps
@@ -163,7 +174,7 @@ pub fn attach(lab: &Lab, program: &mut Running, tap: &str, switch: &str, address
             .try_ip(&format!("link set {tap} address {KERNEL_END}"))?;
         lab.balancer
             .try_ip(&format!("link set {tap} master {switch} up"))?;
-        let answer = lab.balancer.run("ping", &["-c1", "-W1", "-n", address]);
+        let answer = lab.balancer.run("ping", &["-c1", "-W1", "-n", &address]);
         answer.status.success().then_some(())
     });
 }

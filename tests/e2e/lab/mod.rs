@@ -19,6 +19,7 @@
 //! Everything ends with the [`Lab`]: its programs, its namespaces, its folder. A test process that
 //! is killed takes its programs with it, and the next lab removes what it left.
 
+pub mod address;
 pub mod balancer;
 pub mod namespace;
 pub mod process;
@@ -29,40 +30,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+pub use address::{Arms, FAMILIES, Family, METHODS, NAMES};
 use namespace::Namespace;
 use process::Running;
-use tool::TUN;
-
-pub const CLIENT: &str = "198.51.100.10";
-pub const ROUTER: &str = "192.0.2.1";
-pub const EVENKEEL: &str = "192.0.2.2";
-pub const NAMES: [&str; 3] = ["web-1", "web-2", "web-3"];
-pub const METHODS: [&str; 3] = ["nat", "tunnel", "direct-routing"];
-/// The VIP of each of [`METHODS`]; all but the one for NAT are on the backends' loopback too.
-pub const VIPS: [&str; 3] = ["192.0.2.81", "192.0.2.82", "192.0.2.83"];
+use tool::{TUN, TUN6};
 
 /// On the switch: a packet of 1,500 bytes and the header that a tunnel puts in front of it.
 pub const MTU: u32 = 1520;
 const TABLE_BY_EVENKEEL: u32 = 100;
-
-/// Where the backends are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Arms {
-    /// On the switch of the VIPs.
-    One,
-    /// On a switch of their own, behind evenkeel's second port.
-    Two,
-}
-
-impl Arms {
-    /// The backends' switch: its bridge, and the first three bytes of its addresses.
-    fn backends(self) -> (&'static str, &'static str) {
-        match self {
-            Arms::One => ("lan", "192.0.2"),
-            Arms::Two => ("back", "10.0.0"),
-        }
-    }
-}
 
 pub struct Lab {
     // In the order in which they must end: programs before the namespaces they run in.
@@ -112,33 +87,30 @@ impl Lab {
         net.sysctl("net/ipv6/conf/all/forwarding", "1");
         net.sysctl("net/ipv4/conf/all/send_redirects", "0");
         net.sysctl("net/ipv4/conf/default/send_redirects", "0");
-        add_switch(net, "lan", &["192.0.2.1/24", "2001:db8::1/64"]);
-        let (switch, prefix) = self.arms.backends();
+        add_switch(net, Arms::One);
         if self.arms == Arms::Two {
-            add_switch(net, switch, &[&format!("{prefix}.1/24")]);
+            add_switch(net, Arms::Two);
         }
 
         net.cable("to-client", &self.client, "eth0");
-        net.up("to-client", &["198.51.100.1/24", "2001:db8:c::1/64"]);
-        let addresses = [&format!("{CLIENT}/24"), "2001:db8:c::10/64"];
-        self.client.up("eth0", &addresses);
-        self.client.ip("route add default via 198.51.100.1");
-        self.client.ip("-6 route add default via 2001:db8:c::1");
+        net.ip("link set to-client up");
+        self.client.ip("link set eth0 up");
+        for family in FAMILIES {
+            let (client, router, length) =
+                (family.client(), family.clients_router(), family.length());
+            net.ip(&format!("address add {router}/{length} dev to-client"));
+            self.client
+                .ip(&format!("address add {client}/{length} dev eth0"));
+            self.client.ip(&format!("route add default via {router}"));
+        }
 
-        for (backend, name) in self.backends.iter().zip(NAMES) {
-            let port = format!("to-{name}");
+        for (index, backend) in self.backends.iter().enumerate() {
+            let port = format!("to-{}", NAMES[index]);
             net.cable(&port, backend, "eth0");
+            let switch = self.arms.switch();
             net.ip(&format!("link set {port} mtu {MTU} master {switch} up"));
+            connect_backend(backend, self.arms, index);
         }
-        for (backend, address) in self.backends.iter().zip(self.addresses()) {
-            connect_backend(backend, prefix, &address);
-        }
-    }
-
-    /// The backends' own addresses.
-    pub fn addresses(&self) -> [String; 3] {
-        let (_, prefix) = self.arms.backends();
-        [11, 12, 13].map(|last| format!("{prefix}.{last}"))
     }
 
     pub fn folder(&self) -> &Path {
@@ -159,14 +131,20 @@ impl Lab {
         }
     }
 
-    /// Each backend takes IPIP packets apart and handles what is inside: by the kernel's `ipip`
-    /// where there is one.
+    /// Each backend takes tunnelled packets apart and handles what is inside: by the kernel's
+    /// tunnels where there are both.
     pub fn start_unwrapping(&mut self) {
-        for ((backend, name), address) in self.backends.iter().zip(NAMES).zip(self.addresses()) {
-            let device = format!("link add {TUN} type ipip local {address}");
-            if backend.try_ip(&device).is_some() {
-                backend.up(TUN, &[]);
+        for (index, (backend, name)) in self.backends.iter().zip(NAMES).enumerate() {
+            let [v4, v6] = FAMILIES.map(|family| self.arms.backends(family)[index].clone());
+            let ipip = backend.try_ip(&format!("link add {TUN} type ipip local {v4}"));
+            let any = backend.try_ip(&format!("link add {TUN6} type ip6tnl mode any local {v6}"));
+            if ipip.is_some() && any.is_some() {
+                backend.ip(&format!("link set {TUN} up"));
+                backend.ip(&format!("link set {TUN6} up"));
                 continue;
+            }
+            if ipip.is_some() {
+                backend.ip(&format!("link delete {TUN}"));
             }
             let log = self.folder.join(format!("{name}-unwrap.log"));
             self.programs
@@ -174,44 +152,64 @@ impl Lab {
         }
     }
 
-    /// Each backend answers UDP on `port` with its name, on its own address and on the VIPs it has.
+    /// Each backend answers UDP on `port` with its name, on its own addresses and on its VIPs.
     pub fn start_udp_echo(&mut self, port: u16) {
-        for ((backend, name), address) in self.backends.iter().zip(NAMES).zip(self.addresses()) {
+        for (index, (backend, name)) in self.backends.iter().zip(NAMES).enumerate() {
+            let mut arguments = vec!["udp-echo".to_owned(), name.to_owned()];
+            for family in FAMILIES {
+                let own = &self.arms.backends(family)[index];
+                let vips = METHODS[1..].iter().map(|method| family.vip(method));
+                let at = vips.chain([own.clone()]);
+                arguments.extend(at.map(|address| address::with_port(&address, port)));
+            }
+            let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
             let log = self.folder.join(format!("{name}-echo.log"));
-            let at = [&*address, VIPS[1], VIPS[2]].map(|address| format!("{address}:{port}"));
-            let arguments = ["udp-echo", name, &at[0], &at[1], &at[2]];
             self.programs.push(tool::start(backend, &arguments, log));
         }
     }
 }
 
-fn add_switch(net: &Namespace, name: &str, router: &[&str]) {
+fn add_switch(net: &Namespace, arms: Arms) {
+    let name = arms.switch();
     // No multicast snooping: nobody here is a querier, and NDP must reach everyone.
     net.ip(&format!(
         "link add {name} type bridge forward_delay 0 stp_state 0 mcast_snooping 0"
     ));
-    net.ip(&format!("link set {name} mtu {MTU}"));
-    net.up(name, router);
+    net.ip(&format!("link set {name} mtu {MTU} up"));
+    for family in FAMILIES {
+        let (router, length) = (arms.router(family), family.length());
+        net.ip(&format!("address add {router}/{length} dev {name}"));
+    }
 }
 
-fn connect_backend(backend: &Namespace, prefix: &str, address: &str) {
+fn connect_backend(backend: &Namespace, arms: Arms, index: usize) {
     // Direct routing: the VIP is ours to accept, but the switch must not hear of it.
     backend.sysctl("net/ipv4/conf/all/arp_ignore", "1");
     backend.sysctl("net/ipv4/conf/all/arp_announce", "2");
     // What the tunnel's end hands up has a source that is routed elsewhere.
     backend.sysctl("net/ipv4/conf/all/rp_filter", "0");
     backend.sysctl("net/ipv4/conf/default/rp_filter", "0");
-    backend.ip(&format!("link set eth0 mtu {MTU}"));
-    backend.up("eth0", &[&format!("{address}/24")]);
-    for vip in &VIPS[1..] {
-        backend.ip(&format!("address add {vip}/32 dev lo"));
+    backend.ip(&format!("link set eth0 mtu {MTU} up"));
+    for family in FAMILIES {
+        let (address, length) = (&arms.backends(family)[index], family.length());
+        backend.ip(&format!("address add {address}/{length} dev eth0"));
+        for method in &METHODS[1..] {
+            let (vip, length) = (family.vip(method), family.host_length());
+            backend.ip(&format!("address add {vip}/{length} dev lo"));
+        }
+        backend.ip(&format!("route add default via {}", arms.router(family)));
+        // NAT: the answer must come back by evenkeel, whoever asked.
+        let (ip, table) = (family.option(), TABLE_BY_EVENKEEL);
+        backend.ip(&format!("{ip} rule add from {address} table {table}"));
+        backend.ip(&format!(
+            "route add {} dev eth0 table {table}",
+            arms.subnet(family)
+        ));
+        backend.ip(&format!(
+            "route add default via {} table {table}",
+            arms.evenkeel(family)
+        ));
     }
-    backend.ip(&format!("route add default via {prefix}.1"));
-    // NAT: the answer must come back by evenkeel, whoever asked.
-    let table = TABLE_BY_EVENKEEL;
-    backend.ip(&format!("rule add from {address} table {table}"));
-    backend.ip(&format!("route add {prefix}.0/24 dev eth0 table {table}"));
-    backend.ip(&format!("route add default via {prefix}.2 table {table}"));
 }
 
 impl Drop for Lab {

@@ -7,8 +7,10 @@ use std::sync::OnceLock;
 use super::namespace::Namespace;
 use super::process::{self, Running};
 
-/// The device through which [`unwrapped`] packets reach the kernel.
+/// The devices through which unwrapped packets reach the kernel: one for IPIP, or for all tunnels
+/// where `unwrap` does it; one for the kernel's tunnels over IPv6.
 pub const TUN: &str = "tun0";
+pub const TUN6: &str = "tun6";
 
 /// The program, built once per test process: `cargo test --test e2e` alone does not build it.
 fn path() -> &'static Path {
@@ -48,10 +50,12 @@ pub fn run(host: &Namespace, arguments: &[&str]) -> String {
     )
 }
 
-/// How many packets `unwrap` has handed up in `host`.
+/// How many tunnelled packets `host` has taken apart.
 pub fn unwrapped(host: &Namespace) -> u64 {
-    let text = host.ip(&format!("-s -j link show dev {TUN}"));
+    let text = host.ip("-s -j link show");
     let links: serde_json::Value = serde_json::from_str(&text).expect("ip's JSON");
-    let packets = &links[0]["stats64"]["rx"]["packets"];
-    packets.as_u64().expect("a count")
+    let links = links.as_array().expect("a list of devices").iter();
+    let ends = links.filter(|link| link["ifname"] == TUN || link["ifname"] == TUN6);
+    let packets = |link: &serde_json::Value| link["stats64"]["rx"]["packets"].as_u64();
+    ends.map(|link| packets(link).expect("a count")).sum()
 }
