@@ -59,7 +59,8 @@ create_network() {
   add_host "$BALANCER"
   sysctl_in "$BALANCER" ipv4/ip_forward 1
   sysctl_in "$BALANCER" ipv4/conf/all/send_redirects 0
-  ip -n "$BALANCER" link add lan type bridge forward_delay 0 stp_state 0 mcast_snooping 0
+  # An address of its own, or it would change whenever a member with a lower one joins.
+  ip -n "$BALANCER" link add lan address 02:00:00:00:00:01 type bridge forward_delay 0 stp_state 0 mcast_snooping 0
   sysctl_in "$BALANCER" ipv4/conf/lan/send_redirects 0
   ip -n "$BALANCER" address add 192.0.2.1/24 dev lan
   ip -n "$BALANCER" link set lan mtu $MTU up
@@ -127,11 +128,11 @@ start_unwrapping() {
 }
 
 # Plugs the TAP port of process PID into the switch; true once evenkeel answers a ping through it.
-# Starting the port gives the kernel's end the port's own MAC address, and a bridge keeps frames to
-# its members' addresses for itself: so the address is set here, again until the port is up.
+# The DPDK driver gives the port's MAC address to the kernel's end too, and a bridge keeps what other
+# members send to an address of its own. Not before the port is started, which sets it.
 attach_tap() {
   kill -0 "$1" || return 99
-  ip -n "$BALANCER" link set $TAP address 02:00:00:00:00:fe &&
-    ip -n "$BALANCER" link set $TAP master lan up &&
-    in_host "$BALANCER" ping -c1 -W1 -n 192.0.2.2
+  ip -n "$BALANCER" link set $TAP master lan up &&
+    in_host "$BALANCER" ping -c1 -W1 -n 192.0.2.2 &&
+    ip -n "$BALANCER" link set $TAP address 02:00:00:00:00:fe
 }

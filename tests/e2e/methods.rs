@@ -7,12 +7,14 @@ use crate::lab::web::{SECOND_PORT, curl};
 use crate::lab::{Arms, Lab, METHODS, NAMES, tool};
 
 const FETCHES: usize = 300;
+/// Each fetch on a connection of its own.
+const FRESH: [&str; 2] = ["-H", "Connection: close"];
 const ONE_WAY: [&str; 2] = ["tunnel", "direct-routing"];
 
 /// Who answered each of `count` fetches, each on a new connection, in order.
 fn fetch(lab: &Lab, service: &Service, count: usize) -> Vec<String> {
     let url = format!("http://{}/?[1-{count}]", service.address());
-    let answers = curl(&lab.client, &["-H", "Connection: close", &url]);
+    let answers = curl(&lab.client, &[&FRESH[..], &[&url]].concat());
     let expected_port = service.backend_port.unwrap_or(service.port).to_string();
     let name = |line: &str| {
         let [name, client, port] = line.split(' ').collect::<Vec<_>>()[..] else {
@@ -97,6 +99,9 @@ fn maglev_keeps_a_client_port_on_its_backend_also_across_a_restart() {
     let Some((lab, mut evenkeel)) = start(Arms::One, 1, &services) else {
         return;
     };
+    for client in maglev_clients() {
+        lab.client.ip(&format!("address add {client}/24 dev eth0"));
+    }
     let first = by_client_port(&lab, &services);
     assert_eq!(by_client_port(&lab, &services), first);
     let (status, _) = evenkeel.process.terminate();
@@ -109,21 +114,25 @@ fn maglev_keeps_a_client_port_on_its_backend_also_across_a_restart() {
     assert!(NAMES.iter().all(|name| used(name)), "{first:?}");
 }
 
-/// The backend that answers each of twenty client ports, twice in succession the same.
-fn by_client_port(lab: &Lab, services: &[Service]) -> BTreeMap<(&'static str, u16), String> {
+/// More than one address: whether the port counts too is up to the service.
+fn maglev_clients() -> impl Iterator<Item = String> {
+    (100..120).map(|last| format!("198.51.100.{last}"))
+}
+
+/// The backend that answers each client, twice in succession the same, by method and address.
+fn by_client_port(lab: &Lab, services: &[Service]) -> BTreeMap<(&'static str, String), String> {
     let mut backends = BTreeMap::new();
     for service in services {
-        for port in 20_000..20_020 {
-            let url = format!("http://{}/", service.address());
+        let url = format!("http://{}/", service.address());
+        for client in maglev_clients() {
+            let from = ["--interface", &client, "--local-port", "20000", &url];
             let ask = || {
-                let port = port.to_string();
-                let fresh = ["-H", "Connection: close", "--local-port", &port, &url];
-                let answer = curl(&lab.client, &fresh);
+                let answer = curl(&lab.client, &[&FRESH, &from[..]].concat());
                 answer.split(' ').next().unwrap_or_default().to_owned()
             };
             let name = ask();
-            assert_eq!(ask(), name, "{} from port {port}", service.method);
-            backends.insert((service.method, port), name);
+            assert_eq!(ask(), name, "{} from {client}", service.method);
+            backends.insert((service.method, client), name);
         }
     }
     backends

@@ -15,7 +15,7 @@ pub const TAP: &str = "ek0";
 const SECOND_TAP: &str = "ek1";
 /// The MAC address of any port's kernel end; its link is a bridge's and needs no other.
 const KERNEL_END: &str = "02:00:00:00:00:fe";
-const PROGRAM: &str = env!("CARGO_BIN_EXE_evenkeel");
+const PROGRAM: &str = "/tmp/ekw/evenkeel";
 
 /// One `[[service]]` over all three backends, on the VIP of its method.
 #[derive(Clone)]
@@ -167,14 +167,17 @@ pub fn attach(lab: &Lab, program: &mut Running, tap: &str, arms: Arms) {
     let (switch, address) = (arms.switch(), arms.evenkeel(Family::V4));
     process::wait_for(&format!("an answer from {address}"), || {
         program.assert_running();
-        // The DPDK driver gives the port's MAC address to the kernel end too, and a bridge keeps
-        // frames to its members' addresses for itself. Starting the port sets it again, so this
-        // must be repeated until the port is up.
-        lab.balancer
-            .try_ip(&format!("link set {tap} address {KERNEL_END}"))?;
         lab.balancer
             .try_ip(&format!("link set {tap} master {switch} up"))?;
-        let answer = lab.balancer.run("ping", &["-c1", "-W1", "-n", &address]);
-        answer.status.success().then_some(())
+        let ping = ["-c1", "-W1", "-n", &address];
+        lab.balancer
+            .run("ping", &ping)
+            .status
+            .success()
+            .then_some(())
     });
+    // The DPDK driver gives the port's MAC address to the kernel's end too, and a bridge keeps what
+    // other members send to an address of its own. Not before the port is started, which sets it.
+    lab.balancer
+        .ip(&format!("link set {tap} address {KERNEL_END}"));
 }

@@ -95,6 +95,8 @@ impl Lab {
         net.cable("to-client", &self.client, "eth0");
         net.ip("link set to-client up");
         self.client.ip("link set eth0 up");
+        // A test may use a port again at once.
+        self.client.sysctl("net/ipv4/tcp_max_tw_buckets", "0");
         for family in FAMILIES {
             let (client, router, length) =
                 (family.client(), family.clients_router(), family.length());
@@ -171,10 +173,11 @@ impl Lab {
 
 fn add_switch(net: &Namespace, arms: Arms) {
     let name = arms.switch();
-    // No multicast snooping: nobody here is a querier, and NDP must reach everyone.
-    net.ip(&format!(
-        "link add {name} type bridge forward_delay 0 stp_state 0 mcast_snooping 0"
-    ));
+    // An address of its own, or it would change whenever a member with a lower one joins. No
+    // multicast snooping: nobody here is a querier, and NDP must reach everyone.
+    let router = "address 02:00:00:00:00:01";
+    let options = "forward_delay 0 stp_state 0 mcast_snooping 0";
+    net.ip(&format!("link add {name} {router} type bridge {options}"));
     net.ip(&format!("link set {name} mtu {MTU} up"));
     for family in FAMILIES {
         let (router, length) = (arms.router(family), family.length());

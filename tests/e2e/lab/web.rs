@@ -66,14 +66,17 @@ fn configuration(name: &str, own: &str, large: &Path) -> String {
 
 /// What curl printed for `arguments` in `host`; a failed fetch ends the test.
 pub fn curl(host: &Namespace, arguments: &[&str]) -> String {
+    // Slow is no failure, standing still is.
     let patience = process::PATIENCE.as_secs().to_string();
-    let common = [
-        "--silent",
-        "--show-error",
-        "--fail",
-        "--max-time",
+    let stalled = [
+        "--connect-timeout",
         &patience,
+        "--speed-time",
+        &patience,
+        "--speed-limit",
+        "1",
     ];
+    let common = [&["--silent", "--show-error", "--fail"], &stalled[..]].concat();
     process::check(host.command("curl").args(common).args(arguments))
 }
 
