@@ -34,9 +34,15 @@ fn assert_refused(lab: &Lab, before: &[&str], file: &Path, words: &[&str]) {
     // Lines of the log begin with the time.
     let is_log = |line: &&str| line.starts_with(|first: char| first.is_ascii_digit());
     let lines: Vec<_> = said.lines().filter(|line| !is_log(line)).collect();
-    assert_eq!(lines.len(), 1, "not one line:\n{said}");
+    // One for each fault of a configuration.
+    let is_fault = |line: &&str| line.starts_with(&format!("{}:", file.display()));
+    let one_each = lines.len() == 1 || !lines.is_empty() && lines.iter().all(is_fault);
+    assert!(one_each, "not one line:\n{said}");
     for word in words {
-        assert!(lines[0].contains(word), "no '{word}' in: {}", lines[0]);
+        assert!(
+            lines.iter().any(|line| line.contains(word)),
+            "no '{word}' in:\n{said}"
+        );
     }
     assert_eq!(
         lab.balancer.ip("-o link show"),
@@ -65,7 +71,7 @@ fn a_file_that_is_no_toml() {
     let Some((lab, file)) = lab_with(replace("[workers]", "[workers")) else {
         return;
     };
-    assert_refused(&lab, &[], &file, &["refused.toml:1:"]);
+    assert_refused(&lab, &[], &file, &["refused.toml:"]);
 }
 
 #[test]
@@ -155,7 +161,7 @@ fn too_little_memory_for_the_connections() {
 
 #[test]
 fn more_memory_than_there_is() {
-    let change = replace("memory = \"128MiB\"", "memory = \"16TiB\"");
+    let change = replace("memory = \"128MiB\"", "memory = \"900GiB\"");
     let Some((lab, file)) = lab_with(change) else {
         return;
     };

@@ -15,7 +15,7 @@ pub const TAP: &str = "ek0";
 const SECOND_TAP: &str = "ek1";
 /// The MAC address of any port's kernel end; its link is a bridge's and needs no other.
 const KERNEL_END: &str = "02:00:00:00:00:fe";
-const PROGRAM: &str = "/tmp/ekw/evenkeel";
+const PROGRAM: &str = env!("CARGO_BIN_EXE_evenkeel");
 
 /// One `[[service]]` over all three backends, on the VIP of its method.
 #[derive(Clone)]
