@@ -217,6 +217,13 @@ fn plug(name: &str, string: &str) -> Result<u16, PortError> {
     let mark = log::mark();
     // SAFETY: a NUL-terminated string, which DPDK copies.
     let rc = unsafe { sys::rte_dev_probe(devargs.as_ptr()) };
+    if rc < 0 && log::said_since(mark, "Operation not permitted") {
+        return Err(PortError::Permission {
+            port: name.to_owned(),
+            device: string.to_owned(),
+            reason: "Operation not permitted".to_owned(),
+        });
+    }
     if rc < 0 {
         return Err(failed(
             log::complaint_since(mark).unwrap_or_else(|| eal::errno_text(rc)),

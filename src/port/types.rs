@@ -31,6 +31,14 @@ pub enum PortError {
         device: String,
         reason: String,
     },
+    #[error(
+        "port {port}: no permission to open device {device:?}: {reason}; run as root, or with CAP_NET_ADMIN"
+    )]
+    Permission {
+        port: String,
+        device: String,
+        reason: String,
+    },
     #[error("port {port}: device {device:?} is in use by another port")]
     InUse { port: String, device: String },
     #[error("port {port}: {what}: {reason}")]

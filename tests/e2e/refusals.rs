@@ -161,11 +161,13 @@ fn too_little_memory_for_the_connections() {
 
 #[test]
 fn more_memory_than_there_is() {
-    let change = replace("memory = \"128MiB\"", "memory = \"900GiB\"");
-    let Some((lab, file)) = lab_with(change) else {
+    let Some((lab, file)) = lab_with(|text| {
+        let text = replace("memory = \"128MiB\"", "memory = \"900GiB\"")(text);
+        replace("connections = 10000", "connections = 1000000000")(text)
+    }) else {
         return;
     };
-    assert_refused(&lab, &[], &file, &["memory"]);
+    assert_refused(&lab, &[], &file, &["memory", "connections"]);
 }
 
 #[test]

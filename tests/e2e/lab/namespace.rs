@@ -110,6 +110,13 @@ impl Namespace {
         ]));
     }
 
+    pub fn up(&self, device: &str, addresses: &[&str]) {
+        for address in addresses {
+            self.ip(&format!("address add {address} dev {device}"));
+        }
+        self.ip(&format!("link set {device} up"));
+    }
+
     /// Sets one of the kernel's per-namespace settings, `key` as under `/proc/sys`.
     pub fn sysctl(&self, key: &str, value: &str) {
         let script = format!("echo {value} > /proc/sys/{key}");
