@@ -7,9 +7,8 @@ use super::flow::protocol;
 use super::forward::nat;
 use super::frame::Frame;
 use super::fullnat::local_end;
-use super::maglev::stable_hash;
 use super::parse::{Packet, tcp};
-use super::schedule::{Candidates, by_hash};
+use super::schedule::{Candidates, Request, by_hash};
 use super::shard::{Shard, Tracked, Way, backend_port, to_backend};
 use super::snapshot::{
     Backend, BackendState, ForwardMethod, Service, Snapshot, Untracked, WhenNoBackend,
@@ -52,7 +51,7 @@ impl Shard {
                 Untracked::Drop => return Verdict::Drop(reason),
             }
         }
-        let backend = match self.choose(snapshot, service, packet, hash) {
+        let backend = match self.choose(snapshot, service, packet, now, hash) {
             Ok(backend) => backend,
             Err(reason) => return self.no_backend(snapshot, now, frame, packet, service, reason),
         };
@@ -149,15 +148,17 @@ impl Shard {
         snapshot: &'s Snapshot,
         service: &Service,
         packet: &Packet<A>,
+        now: Now,
         hash: u64,
     ) -> Result<&'s Backend, DropReason> {
         let key = &packet.key;
-        let port = if service.hash_port {
-            key.source_port
-        } else {
-            0
-        };
-        let client = stable_hash(key.source, port);
+        let request = Request::new(
+            service,
+            key.source,
+            key.source_port,
+            key.destination,
+            now.second,
+        );
         let tables = &self.tables;
         let distinct = |backend: &Backend| {
             // Under FullNAT no two flows share a local port toward one backend.
@@ -175,26 +176,30 @@ impl Shard {
             snapshot,
             ids: &service.backends,
         };
-        let scheduling = &mut self.scheduling;
-        let mut pick = |usable: &dyn Fn(&Backend) -> bool| {
-            if opens(packet) {
-                scheduling.pick(snapshot, service, client, usable)
-            } else {
-                // Whatever schedules new flows, one under way can be found again by hash alone.
-                by_hash(service, &candidates, client, usable)
-            }
-        };
         // NAT does not change a packet's family.
         let fits = |b: &Backend| !service.method.is_two_way() || A::from_ip(b.address).is_some();
         let eligible = |b: &Backend| b.is_eligible() && fits(b);
         let any = |b: &Backend| b.state != BackendState::Removed && b.weight > 0 && fits(b);
-        let usable: &dyn Fn(&Backend) -> bool = match candidates.iter().any(eligible) {
-            true => &eligible,
-            false if service.when_no_backend == WhenNoBackend::UseAll => &any,
-            false => return Err(DropReason::NoBackend),
+        let is_normal = candidates.iter().any(eligible);
+        let usable: &dyn Fn(&Backend) -> bool = match service.when_no_backend {
+            _ if is_normal => &eligible,
+            WhenNoBackend::UseAll => &any,
+            _ => return Err(DropReason::NoBackend),
         };
-        pick(&|backend| usable(backend) && distinct(backend)).ok_or_else(|| {
-            match candidates.iter().any(usable) {
+        let can_take = |backend: &Backend| usable(backend) && distinct(backend);
+        let found = if is_normal && opens(packet) {
+            let gauges = &self.counters.backends;
+            self.scheduling
+                .pick(snapshot, service, &request, gauges, can_take)
+        } else {
+            // Whatever schedules new flows, one under way can be found again by hash alone; and
+            // where nobody is well there is nothing to schedule by.
+            let hash = request.hash(service.scheduler);
+            by_hash(service, &candidates, hash, can_take)
+        };
+        found.ok_or_else(|| {
+            let conflicts = |backend| usable(backend) && !distinct(backend);
+            match candidates.iter().any(conflicts) {
                 true => DropReason::ReplyConflict,
                 false => DropReason::NoBackend,
             }

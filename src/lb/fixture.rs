@@ -14,6 +14,7 @@ use super::parse::{Parsed, parse};
 use super::route::{Link, Prefix, Routes, Target};
 use super::service_map::{Listen, ServiceMap};
 use super::snapshot::*;
+use super::weights::Weights;
 use super::{Outbox, frame};
 
 /// MAC addresses of the fixtures' world: ours, the client side's router, backend N's.
@@ -349,8 +350,10 @@ impl Lab {
             scheduler,
             locals: [0, 1].into(),
             backends: backends.iter().map(|b| b.id).collect(),
+            weights: Arc::default(),
             maglev: Arc::new(Maglev::build(&members, SMALL_SIZE)),
             hash_port: true,
+            hash_fallback: false,
             when_no_backend: WhenNoBackend::Drop,
             untracked: Untracked::Drop,
             timeouts: Timeouts::default(),
@@ -377,10 +380,13 @@ impl Lab {
             })
         });
         let locals: [IpAddr; 2] = [LOCAL.into(), LOCAL6.into()];
+        let backends = backends.into_iter().map(Some).collect();
+        let mut service = service;
+        service.weights = Arc::new(Weights::of(&service.backends, &backends));
         let snapshot = Snapshot {
             generation: 1,
             services: [Some(Arc::new(service))].into_iter().collect(),
-            backends: backends.into_iter().map(Some).collect(),
+            backends,
             service_map: Arc::new(ServiceMap::new(listens)),
             ports: [PortView {
                 mac: OUR_MAC,
@@ -404,9 +410,10 @@ impl Lab {
         Self { snapshot }
     }
 
-    pub fn backend(&mut self, id: u32) -> &mut Backend {
-        match self.snapshot.backends.get_mut(id) {
-            Some(Some(backend)) => backend,
+    /// A backend, to be changed; the service's weights follow when the loan ends.
+    pub fn backend(&mut self, id: u32) -> Loan<'_> {
+        match self.snapshot.backends.get(id) {
+            Some(Some(_)) => Loan { lab: self, id },
             _ => panic!("no backend {id}"),
         }
     }
@@ -416,6 +423,42 @@ impl Lab {
             Some(Some(service)) => Arc::make_mut(service),
             _ => panic!("no service"),
         }
+    }
+}
+
+/// A backend of the lab while it is being changed.
+pub struct Loan<'l> {
+    lab: &'l mut Lab,
+    id: u32,
+}
+
+impl std::ops::Deref for Loan<'_> {
+    type Target = Backend;
+    fn deref(&self) -> &Backend {
+        match self.lab.snapshot.backend(BackendId(self.id)) {
+            Some(backend) => backend,
+            None => panic!("no backend {}", self.id),
+        }
+    }
+}
+
+impl std::ops::DerefMut for Loan<'_> {
+    fn deref_mut(&mut self) -> &mut Backend {
+        match self.lab.snapshot.backends.get_mut(self.id) {
+            Some(Some(backend)) => backend,
+            _ => panic!("no backend {}", self.id),
+        }
+    }
+}
+
+impl Drop for Loan<'_> {
+    fn drop(&mut self) {
+        let snapshot = &self.lab.snapshot;
+        let Some(service) = snapshot.service(ServiceId(0)) else {
+            return;
+        };
+        let weights = Weights::of(&service.backends, &snapshot.backends);
+        self.lab.service().weights = Arc::new(weights);
     }
 }
 

@@ -21,8 +21,6 @@ pub const DEFAULT_SIZE: u32 = 65537;
 /// Under a scheduler that is not a hash.
 pub const SMALL_SIZE: u32 = 4093;
 
-const NOBODY: u32 = u32::MAX;
-
 /// A look-up table from hashes to members' indexes.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Maglev {
@@ -40,24 +38,27 @@ impl Maglev {
             return Self::default();
         }
         let heaviest = order.iter().map(|&i| members[i].weight).max().unwrap_or(1);
-        let mut permutations: Vec<Permutation> = order
+        let mut turns: Vec<Turn> = order
             .iter()
-            .map(|&i| Permutation::new(&members[i], size))
+            .map(|&i| Turn::new(&members[i], i as u32, size))
             .collect();
-        let mut credit = vec![0u64; order.len()];
-        let mut slots = vec![NOBODY; size as usize];
+        let mut slots = vec![0; size as usize];
+        // One bit a slot stays in the first-level cache, where slots would not: towards the end
+        // a member tries hundreds before it finds a free one.
+        let mut taken = vec![0u64; (size as usize).div_ceil(64)];
         let mut left = size;
         // Round by round each member earns credit in proportion to its weight and takes a slot
         // for every whole unit: the heaviest one slot a round.
         while left > 0 {
-            for (n, &member) in order.iter().enumerate() {
-                credit[n] += u64::from(members[member].weight);
-                if credit[n] < u64::from(heaviest) {
+            for turn in &mut turns {
+                turn.credit += u64::from(turn.weight);
+                if turn.credit < u64::from(heaviest) {
                     continue;
                 }
-                credit[n] -= u64::from(heaviest);
-                let slot = permutations[n].next_free(&slots, size);
-                slots[slot] = member as u32;
+                turn.credit -= u64::from(heaviest);
+                let slot = turn.next_free(&taken, size) as usize;
+                taken[slot / 64] |= 1 << (slot % 64);
+                slots[slot] = turn.member;
                 left -= 1;
                 if left == 0 {
                     break;
@@ -86,13 +87,17 @@ impl Maglev {
     }
 }
 
-struct Permutation {
+/// A member's walk through its own permutation of the slots.
+struct Turn {
     at: u32,
     skip: u32,
+    weight: u32,
+    member: u32,
+    credit: u64,
 }
 
-impl Permutation {
-    fn new(member: &Member, size: u32) -> Self {
+impl Turn {
+    fn new(member: &Member, index: u32, size: u32) -> Self {
         let (a, b) = (
             member_hash(member, 0x6576_656e),
             member_hash(member, 0x6b65_656c),
@@ -100,19 +105,25 @@ impl Permutation {
         Self {
             at: (a % u64::from(size)) as u32,
             skip: (b % u64::from(size - 1)) as u32 + 1,
+            weight: member.weight,
+            member: index,
+            credit: 0,
         }
     }
 
-    fn next_free(&mut self, slots: &[u32], size: u32) -> usize {
+    #[inline(always)]
+    fn next_free(&mut self, taken: &[u64], size: u32) -> u32 {
+        let mut slot = self.at;
         loop {
-            let slot = self.at;
-            self.at += self.skip;
-            if self.at >= size {
-                self.at -= size;
+            let mut next = slot + self.skip;
+            if next >= size {
+                next -= size;
             }
-            if slots[slot as usize] == NOBODY {
-                return slot as usize;
+            if taken[slot as usize / 64] >> (slot % 64) & 1 == 0 {
+                self.at = next;
+                return slot;
             }
+            slot = next;
         }
     }
 }

@@ -32,6 +32,7 @@ pub mod service_map;
 pub mod shard;
 pub mod snapshot;
 pub mod table;
+pub mod weights;
 
 /// The largest burst a worker hands over at once.
 pub const MAX_BURST: usize = 64;

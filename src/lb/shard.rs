@@ -18,7 +18,7 @@ use super::frame::Frame;
 use super::fullnat::{LocalPorts, local_end};
 use super::owner::{Ownership, Side};
 use super::parse::{ETHERNET, Packet, Parsed, parse, tcp};
-use super::schedule::SchedulerState;
+use super::schedule::{Place, SchedulerState};
 use super::snapshot::{Backend, BackendId, BackendState, ForwardMethod, Snapshot};
 use super::table::{ConnTable, Slot};
 use super::{Arrival, MAX_BURST, Now, Outbox, Pass, Verdict, mtu};
@@ -119,9 +119,14 @@ impl Shard {
                 v6: ConnTable::new(size.connections_v6)?,
             },
             seed,
-            scheduling: SchedulerState::new(size.services, worker, workers),
             worker: worker as u8,
             answers: AnswerLimits::new(AnswerRates::default()),
+            scheduling: SchedulerState::new(
+                size.services,
+                counters.backends.len(),
+                Place { worker, workers },
+                seed.0[2],
+            ),
             counters,
             fragments: Fragments::new(seed),
             local_ports: LocalPorts::new(0, 1, Ownership::default(), 0)?,

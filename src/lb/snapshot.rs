@@ -12,6 +12,7 @@ use super::maglev::Maglev;
 use super::owner::{Ownership, Sides};
 use super::route::{Link, Routes};
 use super::service_map::ServiceMap;
+use super::weights::Weights;
 
 /// Hash maps of a snapshot: keys come from the configuration or are looked up by strangers'
 /// packets, so the hash is keyed at random.
@@ -106,25 +107,75 @@ impl Backend {
 }
 
 /// The schedulers, named as ipvsadm names them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
 pub enum Scheduler {
     RoundRobin,
     WeightedRoundRobin,
+    /// Weighted draws.
+    Random,
+    LeastConnection,
+    #[default]
+    WeightedLeastConnection,
+    ShortestExpectedDelay,
+    NeverQueue,
+    /// By destination: one server each.
+    Locality,
+    /// By destination: a set of servers each.
+    LocalityReplicated,
+    DestinationHash,
+    SourceHash,
     Maglev,
+    Failover,
+    Overflow,
+    /// The better of two weighted draws.
+    TwoChoices,
 }
 
 impl Scheduler {
+    pub const ALL: [Scheduler; 15] = [
+        Self::RoundRobin,
+        Self::WeightedRoundRobin,
+        Self::Random,
+        Self::LeastConnection,
+        Self::WeightedLeastConnection,
+        Self::ShortestExpectedDelay,
+        Self::NeverQueue,
+        Self::Locality,
+        Self::LocalityReplicated,
+        Self::DestinationHash,
+        Self::SourceHash,
+        Self::Maglev,
+        Self::Failover,
+        Self::Overflow,
+        Self::TwoChoices,
+    ];
+
     pub fn name(self) -> &'static str {
         match self {
             Self::RoundRobin => "rr",
             Self::WeightedRoundRobin => "wrr",
+            Self::Random => "random",
+            Self::LeastConnection => "lc",
+            Self::WeightedLeastConnection => "wlc",
+            Self::ShortestExpectedDelay => "sed",
+            Self::NeverQueue => "nq",
+            Self::Locality => "lblc",
+            Self::LocalityReplicated => "lblcr",
+            Self::DestinationHash => "dh",
+            Self::SourceHash => "sh",
             Self::Maglev => "mh",
+            Self::Failover => "fo",
+            Self::Overflow => "ovf",
+            Self::TwoChoices => "twos",
         }
     }
 
     /// A pure function of the packet: the same flow gets the same backend without an entry.
     pub fn is_hash(self) -> bool {
-        matches!(self, Self::Maglev)
+        matches!(
+            self,
+            Self::Maglev | Self::SourceHash | Self::DestinationHash
+        )
     }
 }
 
@@ -156,10 +207,15 @@ pub struct Service {
     pub locals: Arc<[u16]>,
     /// In the configuration's order; schedulers that go by order go by this one.
     pub backends: Vec<BackendId>,
+    /// The same backends with the weights in force: [`Weights::of`] what the snapshot holds, built
+    /// anew whenever a weight or a state changes.
+    pub weights: Arc<Weights>,
     /// The consistent hash under every scheduler; its values index `backends`.
     pub maglev: Arc<Maglev>,
     /// Hash the client's port beside its address.
     pub hash_port: bool,
+    /// sh and dh: another backend answers when the chosen one cannot (mh always does so).
+    pub hash_fallback: bool,
     pub when_no_backend: WhenNoBackend,
     pub untracked: Untracked,
     pub timeouts: Timeouts,

@@ -5,6 +5,7 @@ pub mod appliance;
 pub mod config;
 pub mod desired;
 pub mod health;
+pub mod hash_tables;
 pub mod net;
 pub mod start;
 pub mod status;
