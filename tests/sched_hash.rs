@@ -109,7 +109,7 @@ fn without_fallback_a_client_of_a_lost_server_is_refused() {
     for scheduler in [Scheduler::SourceHash, Scheduler::DestinationHash] {
         let mut bench = Bench::new(scheduler, &[1, 1, 1]);
         let wanted = |n: u32| Ipv4Addr::from_bits(0xc633_0000 + n);
-        let mut owners = |bench: &mut Bench| -> Vec<Option<usize>> {
+        let owners = |bench: &mut Bench| -> Vec<Option<usize>> {
             (0..300)
                 .map(|n| bench.pick_for(client(n), 1, wanted(n)))
                 .collect()

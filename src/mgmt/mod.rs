@@ -4,6 +4,7 @@ pub mod api;
 pub mod appliance;
 pub mod config;
 pub mod desired;
+pub mod feedback;
 pub mod health;
 pub mod hash_tables;
 pub mod net;
