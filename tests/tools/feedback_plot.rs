@@ -12,7 +12,7 @@ use sim::{CPU, Change, INTERVAL, RIGHT, SETUPS, p99s, run, setup, spread};
 
 const LOADS: [f64; 3] = [0.5, 0.8, 0.9];
 const SEEDS: u64 = 20;
-const TIMES: (f64, f64) = (60.0, 100.0);
+const TIMES: (f64, f64) = (240.0, 120.0);
 const COLOURS: [&str; 7] = [
     "#9e9e9e", "#424242", "#64b5f6", "#1565c0", "#a5d6a7", "#2e7d32", "#e57373",
 ];
@@ -54,15 +54,30 @@ fn line(svg: &mut String, (x1, y1): (f64, f64), (x2, y2): (f64, f64), colour: &s
 fn bars(svg: &mut String) {
     const BOTTOM: f64 = 340.0;
     let y = |seconds: f64| BOTTOM - (seconds.clamp(0.01, 100.0) / 0.01).log10() * 70.0;
-    text(svg, 10.0, 20.0, "start", "p99 response time, mean of 20 seeds with its standard deviation");
-    for (n, label) in ["10 ms", "100 ms", "1 s", "10 s", "100 s"].iter().enumerate() {
+    text(
+        svg,
+        10.0,
+        20.0,
+        "start",
+        "p99 response time, mean of 20 seeds with its standard deviation",
+    );
+    for (n, label) in ["10 ms", "100 ms", "1 s", "10 s", "100 s"]
+        .iter()
+        .enumerate()
+    {
         let at = y(0.01 * 10f64.powi(n as i32));
         line(svg, (60.0, at), (600.0, at), "#dddddd");
         text(svg, 55.0, at + 4.0, "end", label);
     }
     for (group, load) in LOADS.into_iter().enumerate() {
         let left = 75.0 + 180.0 * group as f64;
-        text(svg, left + 75.0, BOTTOM + 18.0, "middle", &format!("{:.0} % load", load * 100.0));
+        text(
+            svg,
+            left + 75.0,
+            BOTTOM + 18.0,
+            "middle",
+            &format!("{:.0} % load", load * 100.0),
+        );
         for (n, p99s) in p99s(load, SEEDS, TIMES).iter().enumerate() {
             let (mean, deviation) = spread(p99s);
             let (x, top) = (left + 22.0 * n as f64, y(mean));
@@ -72,7 +87,12 @@ fn bars(svg: &mut String) {
                 BOTTOM - top,
                 COLOURS[n]
             );
-            line(svg, (x + 9.0, y(mean - deviation)), (x + 9.0, y(mean + deviation)), "black");
+            line(
+                svg,
+                (x + 9.0, y(mean - deviation)),
+                (x + 9.0, y(mean + deviation)),
+                "black",
+            );
         }
     }
     for (n, setup) in SETUPS.iter().enumerate() {
@@ -91,8 +111,16 @@ fn bars(svg: &mut String) {
 fn shares(svg: &mut String) {
     const BOTTOM: f64 = 720.0;
     const SERVER: usize = 8;
-    let slow = Change { at: 200.0, server: SERVER, capacity: 1.0 };
-    let well = Change { at: 400.0, capacity: 4.0, ..slow };
+    let slow = Change {
+        at: 200.0,
+        server: SERVER,
+        capacity: 1.0,
+    };
+    let well = Change {
+        at: 400.0,
+        capacity: 4.0,
+        ..slow
+    };
     let relative = setup(
         "",
         Scheduler::WeightedRoundRobin,
@@ -115,9 +143,19 @@ fn shares(svg: &mut String) {
         text(svg, 55.0, at + 4.0, "end", &format!("{percent} %"));
     }
     for seconds in [0, 200, 400, 600] {
-        text(svg, x(f64::from(seconds)), BOTTOM + 18.0, "middle", &format!("{seconds} s"));
+        text(
+            svg,
+            x(f64::from(seconds)),
+            BOTTOM + 18.0,
+            "middle",
+            &format!("{seconds} s"),
+        );
     }
-    for (from, to, due) in [(0.0, 200.0, 4.0 / 22.0), (200.0, 400.0, 1.0 / 19.0), (400.0, 600.0, 4.0 / 22.0)] {
+    for (from, to, due) in [
+        (0.0, 200.0, 4.0 / 22.0),
+        (200.0, 400.0, 1.0 / 19.0),
+        (400.0, 600.0, 4.0 / 22.0),
+    ] {
         let _ = writeln!(
             svg,
             "<line x1=\"{:.1}\" y1=\"{2:.1}\" x2=\"{:.1}\" y2=\"{2:.1}\" stroke=\"#424242\" stroke-dasharray=\"4\"/>",

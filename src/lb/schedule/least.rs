@@ -13,7 +13,7 @@ fn least<'s, U: Fn(&Backend) -> bool>(
     weighted: bool,
 ) -> Option<&'s Backend> {
     let mut best: Option<(&Backend, u64, u64)> = None;
-    for candidate in field.from_start().filter(|c| c.weight > 0) {
+    for candidate in field.in_turn().filter(|c| c.weight > 0) {
         let cost = cost(field.load(candidate.id));
         let weight = if weighted {
             u64::from(candidate.weight)
@@ -47,7 +47,7 @@ pub(super) fn sed<'s, U: Fn(&Backend) -> bool>(field: &Field<'s, '_, U>) -> Opti
 /// The first that is idle; when all are busy, sed.
 pub(super) fn nq<'s, U: Fn(&Backend) -> bool>(field: &Field<'s, '_, U>) -> Option<&'s Backend> {
     let idle = field
-        .from_start()
+        .in_turn()
         .filter(|c| c.weight > 0 && field.load(c.id).active == 0)
         .find_map(|c| field.take(c));
     idle.or_else(|| sed(field))

@@ -205,7 +205,7 @@ impl<'s, 'f, U: Fn(&Backend) -> bool> Field<'s, 'f, U> {
     }
 
     /// The candidates in order, from this worker's start.
-    fn from_start(&self) -> impl Iterator<Item = &'f Candidate> {
+    fn in_turn(&self) -> impl Iterator<Item = &'f Candidate> {
         let (before, after) = self
             .candidates()
             .split_at(self.place.start(self.candidates().len()));

@@ -142,7 +142,7 @@ impl Backend {
         };
         let done = now.saturating_sub(since).as_secs_f64() / slow_start.as_secs_f64();
         // Not less than one also when there is no slow start and the quotient no number.
-        if !(done < 1.0) {
+        if done.is_nan() || done >= 1.0 {
             self.back_since = None;
             return 1.0;
         }
