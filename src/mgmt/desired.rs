@@ -16,6 +16,7 @@ use crate::lb::owner::{Ownership, Sides};
 use crate::lb::route::{Link, Prefix, Routes, Target};
 use crate::lb::service_map::{Listen, ServiceMap};
 use crate::lb::snapshot::*;
+use crate::lb::weights::Weights;
 
 use super::config;
 use super::net::NetState;
@@ -238,7 +239,7 @@ impl Desired {
         self.generation += 1;
         let links = Links::new(net, &self.ports);
         let config = std::mem::take(&mut self.config.services);
-        let mut services: Vec<Option<Arc<Service>>> = Vec::new();
+        let mut services: Vec<Option<Service>> = Vec::new();
         let mut backends: Vec<Option<Backend>> = Vec::new();
         let mut listens = Vec::new();
         for service in &config {
@@ -254,14 +255,14 @@ impl Desired {
                 })
                 .collect();
             listens.extend(service.listen.iter().map(|l| (listen(l), id)));
-            put(
-                &mut services,
-                id.0,
-                Arc::new(self.build_service(service, id, ids)),
-            );
+            put(&mut services, id.0, self.build_service(service, id, ids));
         }
         for gone in self.removed.values() {
             put(&mut backends, gone.id.0, gone.clone());
+        }
+        let backends: Chunked<Option<Backend>> = backends.into_iter().collect();
+        for service in services.iter_mut().flatten() {
+            service.weights = Arc::new(Weights::of(&service.backends, &backends));
         }
         self.config.services = config;
         let service_map = ServiceMap::new(listens);
@@ -274,8 +275,8 @@ impl Desired {
                 .services
                 .iter()
                 .any(|s| method(s.method).is_two_way()),
-            services: services.into_iter().collect(),
-            backends: backends.into_iter().collect(),
+            services: services.into_iter().map(|s| s.map(Arc::new)).collect(),
+            backends,
             service_map: Arc::new(service_map),
             ports: self
                 .ports
@@ -346,7 +347,7 @@ impl Desired {
             weight: self.weights.get(&id).copied().unwrap_or(configured_weight),
             configured_weight,
             upper: backend.upper.unwrap_or(0),
-            lower: backend.lower.unwrap_or(backend.upper.unwrap_or(0) / 4 * 3),
+            lower: backend.lower.unwrap_or(0),
         }
     }
 
@@ -404,8 +405,10 @@ impl Desired {
             method: method(service.method),
             scheduler,
             backends,
+            weights: Arc::default(),
             maglev,
             hash_port: service.hash_port,
+            hash_fallback: service.hash_fallback,
             when_no_backend: match service.when_no_backend {
                 config::WhenNoBackend::Reset => WhenNoBackend::Reset,
                 config::WhenNoBackend::Drop => WhenNoBackend::Drop,
@@ -527,8 +530,19 @@ fn scheduler(scheduler: config::Scheduler) -> Scheduler {
     match scheduler {
         config::Scheduler::Rr => Scheduler::RoundRobin,
         config::Scheduler::Wrr => Scheduler::WeightedRoundRobin,
-        // The others are refused by the configuration until they are there.
-        _ => Scheduler::Maglev,
+        config::Scheduler::Random => Scheduler::Random,
+        config::Scheduler::Lc => Scheduler::LeastConnection,
+        config::Scheduler::Wlc => Scheduler::WeightedLeastConnection,
+        config::Scheduler::Sed => Scheduler::ShortestExpectedDelay,
+        config::Scheduler::Nq => Scheduler::NeverQueue,
+        config::Scheduler::Lblc => Scheduler::Locality,
+        config::Scheduler::Lblcr => Scheduler::LocalityReplicated,
+        config::Scheduler::Dh => Scheduler::DestinationHash,
+        config::Scheduler::Sh => Scheduler::SourceHash,
+        config::Scheduler::Mh => Scheduler::Maglev,
+        config::Scheduler::Fo => Scheduler::Failover,
+        config::Scheduler::Ovf => Scheduler::Overflow,
+        config::Scheduler::Twos => Scheduler::TwoChoices,
     }
 }
 

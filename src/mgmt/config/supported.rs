@@ -23,7 +23,7 @@ pub enum Rule {
     AddressPrefix,
 }
 
-use Missing::{Key, Rule as Combination, Value};
+use Missing::{Key, Rule as Combination};
 
 /// Everything that is refused today.
 pub const NOT_YET: &[Missing] = &[
@@ -33,19 +33,6 @@ pub const NOT_YET: &[Missing] = &[
     Key("port.check_address"),
     Key("port.vlan"),
     Key("port.kernel_interface"),
-    Value("service.scheduler", "random"),
-    Value("service.scheduler", "lc"),
-    Value("service.scheduler", "wlc"),
-    Value("service.scheduler", "sed"),
-    Value("service.scheduler", "nq"),
-    Value("service.scheduler", "lblc"),
-    Value("service.scheduler", "lblcr"),
-    Value("service.scheduler", "dh"),
-    Value("service.scheduler", "sh"),
-    Value("service.scheduler", "fo"),
-    Value("service.scheduler", "ovf"),
-    Value("service.scheduler", "twos"),
-    Key("service.hash_fallback"),
     Key("service.persistence"),
     Key("service.limits"),
     Key("service.tunnel_source"),
@@ -58,8 +45,6 @@ pub const NOT_YET: &[Missing] = &[
     Key("service.feedback"),
     Key("service.slow_start"),
     Key("service.drain_timeout"),
-    Key("service.backend.upper"),
-    Key("service.backend.lower"),
     Combination(Rule::PortRange),
     Combination(Rule::AddressPrefix),
 ];
@@ -78,7 +63,7 @@ impl Supported {
     }
 
     pub fn value(self, path: &str, name: &str) -> bool {
-        let is = |missing: &Missing| matches!(missing, Value(key, value) if *key == path && *value == name);
+        let is = |missing: &Missing| matches!(missing, Missing::Value(key, value) if *key == path && *value == name);
         !self.0.iter().any(is)
     }
 

@@ -16,15 +16,18 @@ const BACKEND: &str = "[[service.backend]]\nname = \"a\"\naddress = \"192.0.2.11
 struct Case {
     text: String,
     fault: &'static str,
-    /// Read as if every key were supported.
-    whole: bool,
+    /// What is refused while it is read.
+    missing: &'static [Missing],
 }
+
+/// As before a scheduler was there.
+const EARLY: &[Missing] = &[Missing::Value("service.scheduler", "wlc")];
 
 fn now(text: impl Into<String>, fault: &'static str) -> Case {
     Case {
         text: text.into(),
         fault,
-        whole: false,
+        missing: NOT_YET,
     }
 }
 
@@ -32,7 +35,15 @@ fn whole(text: impl Into<String>, fault: &'static str) -> Case {
     Case {
         text: text.into(),
         fault,
-        whole: true,
+        missing: &[],
+    }
+}
+
+fn early(text: impl Into<String>, fault: &'static str) -> Case {
+    Case {
+        text: text.into(),
+        fault,
+        missing: EARLY,
     }
 }
 
@@ -67,13 +78,13 @@ fn syntax_cases() -> Vec<Case> {
             service("scheduler_options = 1").replace("scheduler_options", "§schedular"),
             "unknown key \"schedular\" in [service]; did you mean \"scheduler\"?",
         ),
-        now(
+        early(
             format!("{PORT}{}", NAT.replace("\"rr\"", "§\"wlc\"")),
-            "service.scheduler = \"wlc\" is not supported yet; use \"rr\", \"wrr\" or \"mh\"",
+            "service.scheduler = \"wlc\" is not supported yet; use \"rr\", \"wrr\", \"random\", \"lc\", \"sed\", \"nq\", \"lblc\", \"lblcr\", \"dh\", \"sh\", \"mh\", \"fo\", \"ovf\" or \"twos\"",
         ),
         now(
             format!("{PORT}{}", NAT.replace("\"rr\"", "§\"rrr\"")),
-            "service.scheduler = \"rrr\" is not known; use \"rr\", \"wrr\" or \"mh\"",
+            "service.scheduler = \"rrr\" is not known; use \"rr\", \"wrr\", \"random\", \"lc\", \"wlc\", \"sed\", \"nq\", \"lblc\", \"lblcr\", \"dh\", \"sh\", \"mh\", \"fo\", \"ovf\" or \"twos\"",
         ),
         now(
             format!("{PORT}[workers]\nconnections = §\"many\"\n"),
@@ -410,11 +421,7 @@ fn run(case: &Case) -> Result<ConfigError, String> {
     let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
     let text = case.text.replace('§', "");
     let expected = format!("{line}:{column}: {}", case.fault);
-    let result = if case.whole {
-        parse_whole(&text)
-    } else {
-        parse(&text)
-    };
+    let result = parse_as_if(&text, Supported(case.missing));
     match result {
         Err(invalid) if invalid.to_string() == expected => Ok(invalid.faults[0].error.clone()),
         Err(invalid) => Err(format!("expected {expected}\n     got {invalid}\n")),
@@ -516,7 +523,7 @@ fn all_faults_of_a_file_are_told_in_order() {
 #[test]
 fn a_value_that_is_not_supported_does_not_hide_what_hangs_on_it() {
     let text = format!("{PORT}{NAT}{BACKEND}weigth = 2\n").replace("\"rr\"", "\"wlc\"");
-    let faults = parse(&text).unwrap_err().faults;
+    let faults = parse_as_if(&text, Supported(EARLY)).unwrap_err().faults;
     let lines: Vec<usize> = faults.iter().map(|fault| fault.line).collect();
     assert_eq!(lines, [9, 13]);
     let text = format!("{PORT}{NAT}{BACKEND}").replace("\"nat\"", "\"fullnat\"");
