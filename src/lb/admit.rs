@@ -42,20 +42,33 @@ impl Shard {
         if icmp::ttl::<A>(&frame.bytes()[usize::from(packet.l3)..]) <= 1 {
             return self.expired(snapshot, now, frame, packet, key.destination);
         }
+        let one_way = !service.method.is_two_way();
         if !opens(packet) {
             let reason = DropReason::Untracked;
             match service.untracked {
                 _ if packet.tcp_flags & tcp::RST != 0 => return Verdict::Drop(reason),
                 Untracked::Hash => {}
+                _ if one_way && self.guard.is_lenient(now) => {}
                 Untracked::Reset => return self.reset(snapshot, now, frame, packet, reason),
                 Untracked::Drop => return Verdict::Drop(reason),
             }
         }
-        let backend = match self.choose(snapshot, service, packet, now, hash) {
+        let full = A::table(&self.tables).is_nearly_full();
+        let flood = self.guard.meet(now, snapshot.flood_guard, full);
+        // Under a flood a flow's first packet gets no entry, and the next one proves it real.
+        let stateless = flood && one_way && opens(packet);
+        let backend = match self.choose(snapshot, service, packet, now, hash, stateless) {
             Ok(backend) => backend,
             Err(reason) => return self.no_backend(snapshot, now, frame, packet, service, reason),
         };
-        let local = match self.track(snapshot, service, backend, packet, now, hash) {
+        let tracked = match stateless {
+            true => {
+                self.counters.stateless.add(1);
+                Ok(None)
+            }
+            false => self.track(snapshot, service, backend, packet, now, hash),
+        };
+        let local = match tracked {
             Ok(local) => local,
             Err(reason) => return Verdict::Drop(reason),
         };
@@ -90,6 +103,11 @@ impl Shard {
             return Ok(None);
         }
         let mut conn = new_conn(service, backend, packet, now);
+        if conn.state == State::Established && self.guard.is_up(now) {
+            // Somebody floods us, maybe with these: not established before its next packet.
+            conn.state = State::SynRecv;
+            conn.flags = conn.flags & !flag::ACTIVE | flag::EMBRYONIC;
+        }
         let mut leased = None;
         if fullnat {
             let lease = self.lease(snapshot, service, backend, packet, hash, now)?;
@@ -105,8 +123,9 @@ impl Shard {
                 if let Some(lease) = leased {
                     self.local_ports.give_back(lease);
                 }
-                // Without an entry only a one-way flow under a hash still finds its backend.
-                if service.method.is_two_way() || !service.scheduler.is_hash() {
+                // Without an entry only a one-way flow that goes by the hash finds its backend.
+                let hashed = service.scheduler.is_hash() || !opens(packet);
+                if service.method.is_two_way() || !hashed {
                     return Err(DropReason::TableFull);
                 }
                 self.counters.stateless.add(1);
@@ -150,6 +169,7 @@ impl Shard {
         packet: &Packet<A>,
         now: Now,
         hash: u64,
+        stateless: bool,
     ) -> Result<&'s Backend, DropReason> {
         let key = &packet.key;
         let request = Request::new(
@@ -187,7 +207,7 @@ impl Shard {
             _ => return Err(DropReason::NoBackend),
         };
         let can_take = |backend: &Backend| usable(backend) && distinct(backend);
-        let found = if is_normal && opens(packet) {
+        let found = if is_normal && opens(packet) && !stateless {
             let gauges = &self.counters.backends;
             self.scheduling
                 .pick(snapshot, service, &request, gauges, can_take)

@@ -406,6 +406,7 @@ impl Lab {
                 [],
             )),
             locals: locals.into(),
+            flood_guard: 0,
         };
         Self { snapshot }
     }

@@ -41,10 +41,11 @@ pub fn group_count(connections: usize, addresses: usize) -> usize {
 
 /// The end of a list; the port of this index is never used.
 const NONE: u16 = u16::MAX;
-/// Cells: the connection's slot plus one, with a mark while it waits; or when it was freed.
+/// Cells: the connection's slot plus one, with a mark while it is on a list; or when it was freed.
 const FREED: u32 = 1 << 31;
 const WAITING: u32 = 1 << 30;
-const VALUE: u32 = WAITING - 1;
+const YOUNG: u32 = 1 << 29;
+const VALUE: u32 = YOUNG - 1;
 
 /// A list of ports, linked by their indexes.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +70,8 @@ struct Pool {
     held: List,
     /// Of connections that are over but still tracked; oldest first.
     waiting: List,
+    /// Of embryonic connections; oldest first.
+    young: List,
 }
 
 /// A port taken for a new connection.
@@ -159,6 +162,7 @@ impl LocalPorts {
             free: EMPTY,
             held: EMPTY,
             waiting: EMPTY,
+            young: EMPTY,
         };
         Ok(Self {
             cells: Region::zeroed((addresses * groups * ports).max(1))?,
@@ -284,13 +288,16 @@ impl LocalPorts {
         Some(self.taken(self.lease(address, group, local, index)))
     }
 
-    /// The connection that has been over for the longest, to be forgotten when ports run out.
-    pub fn longest_over(&self, address: u16, group: u8) -> Option<Slot> {
+    /// The connection to be forgotten when ports run out: the one that has been over for the
+    /// longest, or else the oldest embryonic one.
+    pub fn yields(&self, address: u16, group: u8) -> Option<Slot> {
         let pool = self.pool(address, group);
-        let index = self.pools.get(pool)?.waiting.first;
-        if index == NONE {
-            return None;
-        }
+        let lists = self.pools.get(pool)?;
+        let index = match (lists.waiting.first, lists.young.first) {
+            (NONE, NONE) => return None,
+            (NONE, young) => young,
+            (over, _) => over,
+        };
         self.slot(pool * self.ports + usize::from(index))
     }
 
@@ -332,9 +339,20 @@ impl LocalPorts {
 
     /// The connection lies in `slot` now: it was inserted, or moved.
     pub fn settled<A: Address>(&mut self, conn: &Conn<A>, slot: Slot) {
+        let Some(lease) = Lease::of(conn) else { return };
+        let (pool, place) = (self.pool(lease.address, lease.group), self.place(&lease));
+        let new = self.cells[place] & VALUE == 0;
+        self.cells[place] = self.cells[place] & (WAITING | YOUNG) | (slot.index() as u32 + 1);
+        if new && conn.has(flag::EMBRYONIC) {
+            self.cells[place] |= YOUNG;
+            self.push(pool, lease.index, |pool| &mut pool.young);
+        }
+    }
+
+    /// The connection is no longer embryonic.
+    pub fn confirmed<A: Address>(&mut self, conn: &Conn<A>) {
         if let Some(lease) = Lease::of(conn) {
-            let place = self.place(&lease);
-            self.cells[place] = self.cells[place] & WAITING | (slot.index() as u32 + 1);
+            self.delist(&lease);
         }
     }
 
@@ -344,9 +362,21 @@ impl LocalPorts {
         let Some(lease) = Lease::of(conn) else { return };
         let (pool, place) = (self.pool(lease.address, lease.group), self.place(&lease));
         if self.cells[place] & WAITING == 0 {
+            self.delist(&lease);
             self.cells[place] |= WAITING;
             self.push(pool, lease.index, |pool| &mut pool.waiting);
         }
+    }
+
+    /// Takes the port of a live connection off whichever list it is on.
+    fn delist(&mut self, lease: &Lease) {
+        let (pool, place) = (self.pool(lease.address, lease.group), self.place(lease));
+        if self.cells[place] & WAITING != 0 {
+            self.unlink(pool, lease.index, |pool| &mut pool.waiting);
+        } else if self.cells[place] & YOUNG != 0 {
+            self.unlink(pool, lease.index, |pool| &mut pool.young);
+        }
+        self.cells[place] &= VALUE;
     }
 
     /// The connection is no longer tracked: its port is free, or held where the backend closed
@@ -354,9 +384,7 @@ impl LocalPorts {
     pub fn release<A: Address>(&mut self, conn: &Conn<A>, second: u32) {
         let Some(lease) = Lease::of(conn) else { return };
         let (pool, place) = (self.pool(lease.address, lease.group), self.place(&lease));
-        if self.cells[place] & WAITING != 0 {
-            self.unlink(pool, lease.index, |pool| &mut pool.waiting);
-        }
+        self.delist(&lease);
         self.cells[place] = FREED | conn.last_seen & VALUE;
         let held = conn.has(flag::BACKEND_CLOSED) && second.wrapping_sub(conn.last_seen) < HOLD;
         if held {
@@ -501,9 +529,15 @@ impl Shard {
                 return Ok(lease);
             }
         }
-        // Before a connection is refused, one that is over gives way, or a hold ends early.
+        // Before a connection is refused, one that is over or embryonic gives way, or a hold ends
+        // early.
         for (index, local) in candidates() {
-            if let Some(slot) = self.local_ports.longest_over(index, group) {
+            let yields = self.local_ports.yields(index, group);
+            let young = yields.is_some_and(|slot| {
+                let conn = A::table(&self.tables).get(slot);
+                conn.has(flag::EMBRYONIC)
+            });
+            if let Some(slot) = yields {
                 self.forget::<A>(slot, now);
             }
             let lease = match self.local_ports.take(index, group, local, now.second) {
@@ -511,7 +545,10 @@ impl Shard {
                 None => self.local_ports.take_held(index, group, local),
             };
             if let Some(lease) = lease {
-                self.counters.holds_cut_short.add(1);
+                match young {
+                    true => self.counters.evicted.add(1),
+                    false => self.counters.holds_cut_short.add(1),
+                }
                 return Ok(lease);
             }
         }

@@ -18,6 +18,7 @@ pub mod forward;
 pub mod fragment;
 pub mod frame;
 pub mod fullnat;
+pub mod guard;
 pub mod icmp;
 pub mod listing;
 pub mod maglev;

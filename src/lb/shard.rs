@@ -16,6 +16,7 @@ use super::forward::{direct, nat, tunnel};
 use super::fragment::Fragments;
 use super::frame::Frame;
 use super::fullnat::{LocalPorts, local_end};
+use super::guard::Guard;
 use super::owner::{Ownership, Side};
 use super::parse::{ETHERNET, Packet, Parsed, parse, tcp};
 use super::schedule::{Place, SchedulerState};
@@ -78,6 +79,7 @@ pub struct Shard {
     pub counters: Arc<WorkerCounters>,
     pub fragments: Fragments,
     pub(super) local_ports: LocalPorts,
+    pub(super) guard: Guard,
     /// The backend that [`super::admit`] chose last.
     pub(super) scheduled: Option<BackendId>,
     /// Of the burst in hand: where it came in, and the smallest MTU of all ports.
@@ -130,6 +132,7 @@ impl Shard {
             counters,
             fragments: Fragments::new(seed),
             local_ports: LocalPorts::new(0, 1, Ownership::default(), 0)?,
+            guard: Guard::default(),
             scheduled: None,
             arrival: Arrival::HandOff,
             smallest_mtu: 0,
@@ -534,8 +537,10 @@ impl Shard {
             protocol::TCP => next_state(conn.state, from, half, packet.tcp_flags),
             _ => State::Udp,
         };
-        if packet.key.protocol == protocol::UDP || state != State::SynRecv {
+        let confirms = packet.key.protocol == protocol::UDP || state != State::SynRecv;
+        if confirms && conn.has(flag::EMBRYONIC) {
             conn.flags &= !flag::EMBRYONIC;
+            self.local_ports.confirmed(conn);
         }
         if state == conn.state {
             return;
@@ -627,12 +632,17 @@ impl Shard {
     /// Looks for expired entries in the next `buckets` buckets of each table.
     pub fn sweep(&mut self, now: Now, buckets: usize) {
         let (counters, ports) = (&self.counters, &mut self.local_ports);
-        self.tables.v4.sweep(now.second, buckets, |conn| {
+        let age = self.guard.embryo_age(now);
+        let buckets = match self.guard.is_up(now) {
+            true => buckets * 4,
+            false => buckets,
+        };
+        self.tables.v4.sweep(now.second, age, buckets, |conn| {
             counters.expired.add(1);
             uncount(counters, &conn);
             ports.release(&conn, now.second);
         });
-        self.tables.v6.sweep(now.second, buckets, |conn| {
+        self.tables.v6.sweep(now.second, age, buckets, |conn| {
             counters.expired.add(1);
             uncount(counters, &conn);
             ports.release(&conn, now.second);

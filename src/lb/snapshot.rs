@@ -319,6 +319,8 @@ pub struct Snapshot {
     /// FullNAT's local addresses. Connections name them by index, so one keeps its index, and is
     /// not taken out, while a connection may name it.
     pub locals: Arc<[IpAddr]>,
+    /// New flows a second, on one worker, beyond which the flood guard goes up; 0 for never.
+    pub flood_guard: u32,
 }
 
 impl Snapshot {

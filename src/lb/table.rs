@@ -78,6 +78,11 @@ impl<A: Address> ConnTable<A> {
         self.length == 0
     }
 
+    /// So full that inserts will soon fail.
+    pub fn is_nearly_full(&self) -> bool {
+        self.length * 16 >= self.capacity() * 15
+    }
+
     /// Bytes of memory the table takes, tags and entries.
     pub fn memory(&self) -> usize {
         self.tags.len() * size_of::<[u16; WAYS]>() + self.conns.len() * size_of::<Conn<A>>()
@@ -263,14 +268,24 @@ impl<A: Address> ConnTable<A> {
         conn
     }
 
-    /// Looks at the next `buckets` buckets and removes what has expired by `second`, handing each
-    /// removed entry to `removed`. Called a little at a time, it walks the whole table.
-    pub fn sweep(&mut self, second: u32, buckets: usize, mut removed: impl FnMut(Conn<A>)) {
+    /// Looks at the next `buckets` buckets and removes what has expired by `second`, and embryonic
+    /// entries not seen for more than `embryo_age` seconds, handing each to `removed`. Called a little at a time, it walks the whole table.
+    pub fn sweep(
+        &mut self,
+        second: u32,
+        embryo_age: u32,
+        buckets: usize,
+        mut removed: impl FnMut(Conn<A>),
+    ) {
         for _ in 0..buckets.min(self.tags.len()) {
             let mut used = !match_tags(&self.tags[self.sweep], 0);
             while used != 0 {
                 let slot = Slot((self.sweep * WAYS) as u32 + used.trailing_zeros());
-                if self.get(slot).is_expired(second) {
+                let conn = self.get(slot);
+                let young = conn.has(flag::EMBRYONIC);
+                if conn.is_expired(second)
+                    || young && second.wrapping_sub(conn.last_seen) > embryo_age
+                {
                     removed(self.remove(slot));
                 }
                 used &= used - 1;
@@ -414,7 +429,7 @@ mod tests {
             table.insert(hash(&conn), conn).expect("room");
         }
         let mut gone = 0;
-        table.sweep(110, table.buckets(), |conn| {
+        table.sweep(110, u32::MAX, table.buckets(), |conn| {
             assert_eq!(conn.timeout, 5);
             gone += 1;
         });

@@ -86,6 +86,9 @@ pub const MAX_SERVICES: usize = 65_536;
 /// Entries of the redirection table that stands for all ports' until their RSS is confirmed.
 pub const RETA: u16 = 128;
 
+/// New flows a second on one worker that are taken for a flood, unless configured.
+const FLOOD_GUARD: u32 = 100_000;
+
 type MaglevKey = (Vec<Member>, u32);
 
 /// What should be, as management knows it.
@@ -291,6 +294,7 @@ impl Desired {
             ownership: self.ownership,
             sides: Arc::new(sides),
             locals: self.locals.as_slice().into(),
+            flood_guard: self.config.workers.flood_guard.unwrap_or(FLOOD_GUARD),
         }
     }
 

@@ -194,21 +194,21 @@ fn narrow() -> (Lab, Cluster) {
     (lab, of_ownership(1, 4000, few))
 }
 
-/// Opens flows from client ports `from` and up until one is refused.
+/// Opens flows from client ports `from` and up until one is refused; none stays embryonic.
 fn fill(lab: &Lab, cluster: &mut Cluster, from: u16) -> Vec<(u16, Vec<u8>)> {
     let mut flows = Vec::new();
-    for port in from.. {
-        let syn = tcp4(&format!("10.9.9.9:{port}"), VIP)
-            .flags(tcp::SYN)
-            .frame();
-        let out = cluster.feed(&lab.snapshot, 0, &syn);
+    for port in from..from + 600 {
+        let client = |flags| tcp4(&format!("10.9.9.9:{port}"), VIP).flags(flags).frame();
+        let out = cluster.feed(&lab.snapshot, 0, &client(tcp::SYN));
         if out.verdict != Verdict::Transmit(0) {
             assert_eq!(out.verdict, Verdict::Drop(DropReason::PoolExhausted));
             return flows;
         }
         flows.push((port, out.frame));
+        let ack = cluster.feed(&lab.snapshot, 0, &client(tcp::ACK));
+        assert_eq!(ack.verdict, Verdict::Transmit(0));
     }
-    flows
+    panic!("a pool without end");
 }
 
 #[test]

@@ -132,16 +132,16 @@ fn the_connection_over_for_the_longest_gives_way_first() {
     for (n, lease) in leases[..4].iter().enumerate() {
         ports.settled(&conn(*lease), Slot::at(n as u32));
     }
-    assert_eq!(ports.longest_over(0, 0), None);
+    assert_eq!(ports.yields(0, 0), None);
     for n in [2, 0, 2, 3] {
         ports.over(&conn(leases[n]));
     }
-    assert_eq!(ports.longest_over(0, 0), Some(Slot::at(2)));
+    assert_eq!(ports.yields(0, 0), Some(Slot::at(2)));
     // The table moves it, and it still is the one.
     ports.settled(&conn(leases[2]), Slot::at(77));
-    assert_eq!(ports.longest_over(0, 0), Some(Slot::at(77)));
+    assert_eq!(ports.yields(0, 0), Some(Slot::at(77)));
     ports.release(&conn(leases[2]), 100);
-    assert_eq!(ports.longest_over(0, 0), Some(Slot::at(0)));
+    assert_eq!(ports.yields(0, 0), Some(Slot::at(0)));
     assert_eq!(ports.slot(ports.place(&leases[2])), None);
 }
 
@@ -150,6 +150,34 @@ fn two_million_ports_take_16_megabytes() {
     let ports = LocalPorts::new(4, 8, ownership(128, 1), 0).expect("memory");
     let each = ports.memory() as f64 / ports.usage().1 as f64;
     assert!((8.0..8.6).contains(&each), "{each} bytes a port");
+}
+
+/// What is over yields first, then what is embryonic, oldest first; a confirmed one never.
+#[test]
+fn embryonic_connections_give_way_and_confirmed_ones_do_not() {
+    let mut ports = LocalPorts::new(1, 1, ownership(128, 4), 1).expect("memory");
+    let leases = exhaust(&mut ports, 0, LOCAL);
+    let young = |lease| {
+        let mut conn = conn(lease);
+        conn.flags |= flag::EMBRYONIC;
+        conn
+    };
+    for (n, lease) in leases[..5].iter().enumerate() {
+        ports.settled(&young(*lease), Slot::at(n as u32));
+    }
+    assert_eq!(ports.yields(0, 0), Some(Slot::at(0)));
+    ports.settled(&young(leases[0]), Slot::at(70));
+    assert_eq!(ports.yields(0, 0), Some(Slot::at(70)), "moved, not renewed");
+    ports.confirmed(&young(leases[0]));
+    assert_eq!(ports.yields(0, 0), Some(Slot::at(1)));
+    ports.over(&young(leases[3]));
+    assert_eq!(ports.yields(0, 0), Some(Slot::at(3)));
+    for n in [3, 1, 2] {
+        ports.release(&young(leases[n]), 100);
+    }
+    assert_eq!(ports.yields(0, 0), Some(Slot::at(4)));
+    ports.release(&young(leases[4]), 100);
+    assert_eq!(ports.yields(0, 0), None);
 }
 
 #[derive(Clone, Debug)]
@@ -186,7 +214,7 @@ proptest! {
                         Some(lease) => Some(lease),
                         None => {
                             prop_assert_eq!(want, None);
-                            prop_assert_eq!(ports.longest_over(0, 0).is_some(), !over.is_empty());
+                            prop_assert_eq!(ports.yields(0, 0).is_some(), !over.is_empty());
                             let lease = ports.take_held(0, 0, LOCAL);
                             prop_assert_eq!(lease.map(|l| l.port), held.pop_front());
                             lease
@@ -230,7 +258,7 @@ proptest! {
             prop_assert_eq!(ports.usage().0 as usize, live.len());
             let named: HashMap<u16, u32> = live.iter().map(|(c, s)| (c.local_port, *s)).collect();
             let first = over.front().map(|port| Slot::at(named[port]));
-            prop_assert_eq!(ports.longest_over(0, 0), first);
+            prop_assert_eq!(ports.yields(0, 0), first);
             for (conn, slot) in &live {
                 let cell = ports.cell(0, 0, LOCAL, conn.local_port).expect("ours");
                 prop_assert_eq!(ports.slot(cell), Some(Slot::at(*slot)));

@@ -27,7 +27,6 @@ use Missing::{Key, Rule as Combination};
 
 /// Everything that is refused today.
 pub const NOT_YET: &[Missing] = &[
-    Key("workers.flood_guard"),
     Key("management.metrics"),
     Key("management.advertise"),
     Key("port.check_address"),
