@@ -69,7 +69,7 @@ impl World {
             World {
                 connections: 1,
                 clients: 4000,
-                ..world("a full table", Tunnel, Untracked::Hash, WhenNoBackend::Drop)
+                ..world("a full table", Nat, Untracked::Hash, WhenNoBackend::Drop)
             },
         ]
     }
