@@ -85,7 +85,7 @@ fn lab(method: ForwardMethod, v6: bool, workers: u8) -> Lab {
     if v6 {
         for n in 0..2 {
             let address = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, n + 1);
-            let backend = lab.backend(u32::from(n));
+            let mut backend = lab.backend(u32::from(n));
             backend.address = address.into();
             backend.outer_source = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0xfe).into();
             if method == ForwardMethod::Tunnel {

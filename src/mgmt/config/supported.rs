@@ -9,6 +9,10 @@ pub enum Missing {
     /// A key, by its path.
     Key(&'static str),
     /// One value of a key that names one of several things.
+    #[allow(
+        dead_code,
+        reason = "every value is built today; the next one that is not goes here"
+    )]
     Value(&'static str, &'static str),
     /// A combination.
     Rule(Rule),
