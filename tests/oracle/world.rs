@@ -95,7 +95,7 @@ impl World {
     fn lab(&self) -> Lab {
         let mut lab = Lab::with_method(self.method, Scheduler::RoundRobin, &[1; BACKENDS as usize]);
         for n in 0..BACKENDS {
-            let backend = lab.backend(n);
+            let mut backend = lab.backend(n);
             backend.address = World::backend(n);
             backend.mtu = self.mtu(n) as u16;
             if backend.address.is_ipv6() {
@@ -278,7 +278,7 @@ impl Run {
                     state
                 };
                 let linked = !random.one_in(20);
-                let backend = self.lab.backend(n);
+                let mut backend = self.lab.backend(n);
                 backend.state = state;
                 if linked {
                     let mut macs = [2, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 1];
