@@ -4,9 +4,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, Empty};
-use hyper::Request;
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
+use hyper::{Method, Request, header};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
@@ -48,18 +48,64 @@ pub fn block_on<T>(work: impl Future<Output = Result<T, ClientError>>) -> Result
 
 /// Gets what is at `path` (with its query) as JSON.
 pub async fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, ClientError> {
-    let work = async {
-        let body = exchange(connect(socket).await?, path).await?;
-        serde_json::from_slice(&body).map_err(|error| ClientError::Answer(error.to_string()))
-    };
+    from_json(&within_patience(ask(socket, Method::GET, path, String::new())).await?)
+}
+
+/// Gets what is at `path` as text.
+pub async fn get_text(socket: &Path, path: &str) -> Result<String, ClientError> {
+    let body = within_patience(ask(socket, Method::GET, path, String::new())).await?;
+    String::from_utf8(body.to_vec()).map_err(|error| ClientError::Answer(error.to_string()))
+}
+
+/// Changes what is at `path`. A body that begins as JSON does is sent as JSON.
+pub async fn change<T: DeserializeOwned>(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: String,
+) -> Result<T, ClientError> {
+    from_json(&within_patience(ask(socket, method, path, body)).await?)
+}
+
+fn from_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, ClientError> {
+    serde_json::from_slice(body).map_err(|error| ClientError::Answer(error.to_string()))
+}
+
+async fn within_patience<T>(
+    work: impl Future<Output = Result<T, ClientError>>,
+) -> Result<T, ClientError> {
     let timeout = tokio::time::timeout(PATIENCE, work).await;
     timeout.unwrap_or(Err(ClientError::Timeout(PATIENCE.as_secs())))
 }
 
-/// The socket for everything, or the read-only one where we may not use that.
-async fn connect(socket: &Path) -> Result<UnixStream, ClientError> {
+async fn ask(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: String,
+) -> Result<Bytes, ClientError> {
+    let stream = connect(socket, method == Method::GET).await?;
+    let kind = if body.starts_with('{') {
+        "application/json"
+    } else {
+        "text/plain"
+    };
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, "evenkeel")
+        .header(header::CONTENT_TYPE, kind)
+        .body(Full::from(body))
+        .map_err(|error| ClientError::Answer(error.to_string()))?;
+    exchange(stream, request).await
+}
+
+/// The socket for everything, or the read-only one where we may not use that and only look.
+async fn connect(socket: &Path, only_look: bool) -> Result<UnixStream, ClientError> {
     let mut result = UnixStream::connect(socket).await;
-    if matches!(&result, Err(error) if error.kind() == io::ErrorKind::PermissionDenied) {
+    let is_forbidden =
+        matches!(&result, Err(error) if error.kind() == io::ErrorKind::PermissionDenied);
+    if is_forbidden && only_look {
         result = UnixStream::connect(read_only_path(socket)).await;
     }
     let path = || socket.to_owned();
@@ -75,13 +121,9 @@ async fn connect(socket: &Path) -> Result<UnixStream, ClientError> {
     })
 }
 
-async fn exchange(stream: UnixStream, path: &str) -> Result<Bytes, ClientError> {
+async fn exchange(stream: UnixStream, request: Request<Full<Bytes>>) -> Result<Bytes, ClientError> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::get(path)
-        .header(hyper::header::HOST, "evenkeel")
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| ClientError::Answer(error.to_string()))?;
     let ask = async {
         let response = sender.send_request(request).await?;
         let is_success = response.status().is_success();

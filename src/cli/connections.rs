@@ -63,7 +63,7 @@ pub(super) fn path(filter: &ConnectionFilter) -> String {
 }
 
 /// Percent-encoding of everything but RFC 3986's unreserved characters.
-fn encode(text: &str) -> String {
+pub(super) fn encode(text: &str) -> String {
     let mut encoded = String::new();
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {

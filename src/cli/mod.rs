@@ -4,6 +4,7 @@
 //! Exit status: 0 done, 1 it could not be done (one line on standard error says why and what to do),
 //! 2 the command line itself is wrong.
 
+mod change;
 mod check;
 mod client;
 mod connections;
@@ -42,6 +43,8 @@ pub enum CliError {
     Socket(#[from] SocketError),
     #[error(transparent)]
     Import(#[from] import::ImportError),
+    #[error("there is no service \"{0}\"; `evenkeel status` lists them")]
+    NoService(String),
     #[error("cannot write the output: {0}; check where it goes")]
     Output(io::Error),
     #[error("cannot start: {0}; check the limits on processes and open files")]
@@ -89,6 +92,16 @@ pub enum Command {
     Status(status::StatusArgs),
     /// List tracked connections
     Connections(connections::ConnectionsArgs),
+    /// Make a running evenkeel use a configuration file
+    Reload(change::ReloadArgs),
+    /// Write the configuration in use to a file
+    Save(ConfigFile),
+    /// Add, change or remove a service
+    #[command(subcommand)]
+    Service(change::ServiceCommand),
+    /// Add, change, drain or remove a backend
+    #[command(subcommand)]
+    Backend(change::BackendCommand),
     /// Turn what ipvsadm or keepalived have into a configuration
     Import(import::ImportArgs),
     /// Print the versions of evenkeel and DPDK
@@ -115,6 +128,10 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
         Command::Check(file) => check::run(&file, &shared),
         Command::Status(args) => status::run(&args, &shared),
         Command::Connections(args) => connections::run(&args, &shared),
+        Command::Reload(args) => change::reload(&args, &shared),
+        Command::Save(file) => change::save(&file, &shared),
+        Command::Service(command) => change::service(&command, &shared),
+        Command::Backend(command) => change::backend(&command, &shared),
         Command::Import(args) => import::run(&args, &shared),
         Command::Version => version::run(&shared),
     }

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,8 +20,8 @@ use crate::lb::snapshot::{BackendState, Snapshot};
 use crate::port::{EalError, Mempool, Port, PortInfo, Started};
 use crate::worker::{Clock, Message, RESOLVE};
 
-use super::api::{ConnectionFilter, Connections, Request};
-use super::config::Config;
+use super::api::{self, ConnectionFilter, Connections, Request};
+use super::config::{self, Config};
 use super::desired::Desired;
 use super::net::{self, NetEvent, NetState, Output};
 use super::start::Machine;
@@ -120,7 +121,13 @@ impl Appliance {
     }
 
     /// Runs until a signal ends it.
-    pub async fn run(&mut self, mut requests: mpsc::Receiver<Request>) -> std::io::Result<()> {
+    /// SIGHUP reads the configuration's file again.
+    pub async fn run(
+        &mut self,
+        file: &Path,
+        mut requests: mpsc::Receiver<Request>,
+    ) -> std::io::Result<()> {
+        let mut hang_up = signal(SignalKind::hangup())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut look = tokio::time::interval(LOOK);
@@ -130,6 +137,7 @@ impl Appliance {
                 biased;
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
+                _ = hang_up.recv() => self.reload(file),
                 Some(request) = requests.recv() => self.answer(request),
                 _ = look.tick() => self.look(Instant::now()),
             }
@@ -302,12 +310,55 @@ impl Appliance {
         }
     }
 
+    /// Takes another configuration, if it may take the place of the one in use, and says so.
+    fn replace(
+        &mut self,
+        config: Config,
+        if_match: Option<&str>,
+        dry_run: bool,
+    ) -> Result<api::Applied, api::Problem> {
+        let applied = api::decide(&self.desired.config, &config, if_match, dry_run)?;
+        if !dry_run && !applied.diff.is_empty() {
+            for change in &applied.diff.changes {
+                tracing::info!("configuration: {change}");
+            }
+            self.apply(config, Instant::now());
+        }
+        Ok(applied)
+    }
+
+    /// Reads the configuration's file again. A faulty one changes nothing.
+    fn reload(&mut self, path: &Path) {
+        let config = match config::load(path) {
+            Ok(config) => config,
+            Err(error) => {
+                for line in error.to_string().lines() {
+                    tracing::error!("reload: {line}");
+                }
+                return;
+            }
+        };
+        match self.replace(config, None, false) {
+            Ok(applied) if applied.diff.is_empty() => tracing::info!("reload: nothing changes"),
+            Ok(applied) => tracing::info!("reload: {} changes", applied.diff.changes.len()),
+            Err(problem) => tracing::error!("reload: {}", problem.detail),
+        }
+    }
+
     /// Whoever asked may have gone; then the answer is for nobody.
     fn answer(&mut self, request: Request) {
         match request {
             Request::Status(reply) => drop(reply.send(self.source().status())),
             Request::Config(reply) => {
                 drop(reply.send(Arc::new(self.desired.config.clone())));
+            }
+            Request::Replace(replace) => {
+                let decided = self.replace(
+                    *replace.config,
+                    replace.if_match.as_deref(),
+                    replace.dry_run,
+                );
+                drop(replace.reply.send(decided));
             }
             Request::Connections { filter, reply } => {
                 self.listings.push_back(Listing {

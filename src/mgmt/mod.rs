@@ -13,6 +13,7 @@ pub mod status;
 pub mod timers;
 pub mod workers;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -55,8 +56,9 @@ pub fn start(config: &Config) -> Result<Appliance, start::StartError> {
     Ok(appliance)
 }
 
-/// Runs the appliance until a signal ends it.
-pub fn run(config: Config) -> Result<(), RunError> {
+/// Runs the appliance until a signal ends it. `file` is where the configuration came from: SIGHUP
+/// reads it again.
+pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
     let socket = api::Socket::claim(&config.management.socket)?;
     let mut appliance = start(&config)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -66,7 +68,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
     let ran = runtime.block_on(async {
         tokio::select! {
             served = api::serve(&socket, handle) => served,
-            ended = appliance.run(requests) => ended,
+            ended = appliance.run(file, requests) => ended,
         }
     });
     tracing::info!("stopping");

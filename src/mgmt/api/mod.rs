@@ -2,6 +2,7 @@
 //! use it. It runs as tasks on the management thread and owns nothing but the sockets: every answer
 //! comes from the management loop, which it asks over a channel, so it never touches a worker.
 
+mod change;
 mod problem;
 mod request;
 mod server;
@@ -9,8 +10,11 @@ mod socket;
 mod view;
 
 #[cfg(test)]
+mod change_tests;
+#[cfg(test)]
 mod tests;
 
+pub use change::{Applied, BackendSettings, Edit, Replace, decide, etag};
 pub use problem::Problem;
 pub use request::{ConnectionFilter, Handle, Request};
 pub use server::serve;

@@ -16,6 +16,9 @@ pub struct Problem {
     /// The HTTP status.
     pub status: u16,
     pub detail: String,
+    /// Every fault of a configuration, each `line:column: reason; fix`.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub faults: Vec<String>,
 }
 
 impl Problem {
@@ -25,6 +28,7 @@ impl Problem {
             title: title.to_owned(),
             status: status.as_u16(),
             detail: detail.into(),
+            faults: Vec::new(),
         }
     }
 
@@ -36,6 +40,40 @@ impl Problem {
             "No such service",
             detail,
         )
+    }
+
+    pub fn no_backend(service: &str, name: &str) -> Self {
+        let detail = format!(
+            "service \"{service}\" has no backend \"{name}\"; `evenkeel status` lists them"
+        );
+        Problem::new(
+            StatusCode::NOT_FOUND,
+            "no-such-backend",
+            "No such backend",
+            detail,
+        )
+    }
+
+    /// Nothing is changed by a configuration with faults.
+    pub fn invalid(detail: String, faults: Vec<String>) -> Self {
+        let kind = "invalid-configuration";
+        let problem = Problem::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            kind,
+            "Invalid configuration",
+            detail,
+        );
+        Problem { faults, ..problem }
+    }
+
+    /// Whether somebody else's change came between.
+    pub fn is_overtaken(&self) -> bool {
+        self.status == StatusCode::PRECONDITION_FAILED.as_u16()
+    }
+
+    pub fn bad_body(reason: &str) -> Self {
+        let detail = format!("the body cannot be used: {reason}; correct it");
+        Problem::new(StatusCode::BAD_REQUEST, "bad-body", "Bad body", detail)
     }
 
     pub fn no_path(path: &str) -> Self {

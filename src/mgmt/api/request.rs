@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
+use super::change::{Applied, Edit, Replace, etag};
 use super::problem::Problem;
 use super::view::{Connections, ServiceStatus, Status};
 use crate::mgmt::config::Config;
@@ -22,6 +23,8 @@ pub enum Request {
     },
     /// The configuration in use.
     Config(oneshot::Sender<Arc<Config>>),
+    /// Another configuration; see [`super::decide`].
+    Replace(Replace),
 }
 
 /// Which connections are wanted; what is `None` does not matter.
@@ -93,6 +96,44 @@ impl Handle {
 
     pub async fn config(&self) -> Result<Arc<Config>, Problem> {
         self.ask(Request::Config).await
+    }
+
+    /// Puts another configuration in the place of the one in use.
+    pub async fn replace(
+        &self,
+        config: Config,
+        if_match: Option<String>,
+        dry_run: bool,
+    ) -> Result<Applied, Problem> {
+        let config = Box::new(config);
+        self.ask(|reply| {
+            Request::Replace(Replace {
+                config,
+                if_match,
+                dry_run,
+                reply,
+            })
+        })
+        .await?
+    }
+
+    /// Changes a part of the configuration. Without `if_match` a change that another one overtook
+    /// is made again on top of that one.
+    pub async fn edit(
+        &self,
+        edit: &Edit,
+        if_match: Option<String>,
+        dry_run: bool,
+    ) -> Result<Applied, Problem> {
+        loop {
+            let current = self.config().await?;
+            let edited = edit.apply(&current)?;
+            let wanted = if_match.clone().unwrap_or_else(|| etag(&current));
+            match self.replace(edited, Some(wanted), dry_run).await {
+                Err(problem) if problem.is_overtaken() && if_match.is_none() => {}
+                result => return result,
+            }
+        }
     }
 
     async fn ask<T>(

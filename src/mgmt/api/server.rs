@@ -2,17 +2,20 @@
 
 use std::io;
 
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
-use axum::http::{Method, Uri};
-use axum::routing::get;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::http::{HeaderMap, Method, Uri, header};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, put};
 use axum::{Json, Router};
+use serde::Deserialize;
 
+use super::change::{Applied, BackendSettings, Edit, etag, invalid_file};
 use super::problem::Problem;
 use super::request::{ConnectionFilter, Handle};
 use super::socket::Socket;
 use super::view::{Connections, ServiceStatus, Status};
-use crate::mgmt::config::to_toml;
+use crate::mgmt::config::{parse, to_toml};
 
 /// Serves the interface until the task is dropped. Run it as a task of the management thread.
 ///
@@ -20,19 +23,48 @@ use crate::mgmt::config::to_toml;
 /// When the runtime cannot take the listening sockets.
 pub async fn serve(socket: &Socket, handle: Handle) -> io::Result<()> {
     let (all, read_only) = socket.listeners()?;
-    let all = axum::serve(all, read_routes(handle.clone())).into_future();
+    let all = axum::serve(all, all_routes(handle.clone())).into_future();
     let read_only = axum::serve(read_only, read_routes(handle)).into_future();
     tokio::try_join!(all, read_only).map(|_| ())
 }
 
+/// Ten thousand services with a hundred backends each fit.
+const LARGEST_FILE: usize = 256 << 20;
+
 /// What changes nothing.
-pub(super) fn read_routes(handle: Handle) -> Router {
+fn read_routes(handle: Handle) -> Router {
+    with_fallbacks(reading(), handle)
+}
+
+fn all_routes(handle: Handle) -> Router {
+    with_fallbacks(reading().merge(changing()), handle)
+}
+
+fn changing() -> Router<Handle> {
+    let backend = put(put_backend).patch(set_backend).delete(remove_backend);
+    Router::new()
+        .route(
+            "/v1/config",
+            put(replace_config).layer(DefaultBodyLimit::max(LARGEST_FILE)),
+        )
+        .route(
+            "/v1/services/{name}",
+            put(put_service).delete(remove_service),
+        )
+        .route("/v1/services/{name}/backends/{backend}", backend)
+}
+
+fn reading() -> Router<Handle> {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/services", get(services))
         .route("/v1/services/{name}", get(service))
         .route("/v1/connections", get(connections))
         .route("/v1/config", get(config))
+}
+
+fn with_fallbacks(routes: Router<Handle>, handle: Handle) -> Router {
+    routes
         .fallback(no_path)
         .method_not_allowed_fallback(wrong_method)
         .with_state(handle)
@@ -61,9 +93,111 @@ async fn connections(
     handle.connections(filter).await.map(Json)
 }
 
-/// The configuration in use, as TOML.
-async fn config(State(handle): State<Handle>) -> Result<String, Problem> {
-    handle.config().await.map(|config| to_toml(&config))
+/// The configuration in use, as TOML, with its tag.
+async fn config(State(handle): State<Handle>) -> Result<Response, Problem> {
+    let config = handle.config().await?;
+    let tags = [
+        (header::ETAG, etag(&config)),
+        (header::CONTENT_TYPE, "application/toml".to_owned()),
+    ];
+    Ok((tags, to_toml(&config)).into_response())
+}
+
+/// How a change is to be made.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct How {
+    #[serde(default)]
+    dry_run: bool,
+}
+
+type HowQuery = Result<Query<How>, QueryRejection>;
+type Change = Result<([(header::HeaderName, String); 1], Json<Applied>), Problem>;
+
+fn is_dry(how: HowQuery) -> Result<bool, Problem> {
+    let Query(how) = how.map_err(|rejection| Problem::bad_query(&rejection.body_text()))?;
+    Ok(how.dry_run)
+}
+
+fn if_match(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(header::IF_MATCH)?;
+    Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
+}
+
+fn tagged(applied: Applied) -> Change {
+    Ok(([(header::ETAG, applied.etag.clone())], Json(applied)))
+}
+
+async fn replace_config(
+    State(handle): State<Handle>,
+    how: HowQuery,
+    headers: HeaderMap,
+    body: String,
+) -> Change {
+    let config = parse(&body).map_err(|invalid| invalid_file(&invalid))?;
+    tagged(
+        handle
+            .replace(config, if_match(&headers), is_dry(how)?)
+            .await?,
+    )
+}
+
+async fn put_service(
+    State(handle): State<Handle>,
+    Path(name): Path<String>,
+    how: HowQuery,
+    headers: HeaderMap,
+    toml: String,
+) -> Change {
+    let edit = Edit::PutService { name, toml };
+    tagged(handle.edit(&edit, if_match(&headers), is_dry(how)?).await?)
+}
+
+async fn remove_service(
+    State(handle): State<Handle>,
+    Path(name): Path<String>,
+    how: HowQuery,
+    headers: HeaderMap,
+) -> Change {
+    let edit = Edit::RemoveService { name };
+    tagged(handle.edit(&edit, if_match(&headers), is_dry(how)?).await?)
+}
+
+async fn put_backend(
+    State(handle): State<Handle>,
+    Path((service, name)): Path<(String, String)>,
+    how: HowQuery,
+    headers: HeaderMap,
+    toml: String,
+) -> Change {
+    let edit = Edit::PutBackend {
+        service,
+        name,
+        toml,
+    };
+    tagged(handle.edit(&edit, if_match(&headers), is_dry(how)?).await?)
+}
+
+async fn set_backend(
+    State(handle): State<Handle>,
+    Path((service, name)): Path<(String, String)>,
+    how: HowQuery,
+    headers: HeaderMap,
+    body: Result<Json<BackendSettings>, JsonRejection>,
+) -> Change {
+    let Json(set) = body.map_err(|rejection| Problem::bad_body(&rejection.body_text()))?;
+    let edit = Edit::SetBackend { service, name, set };
+    tagged(handle.edit(&edit, if_match(&headers), is_dry(how)?).await?)
+}
+
+async fn remove_backend(
+    State(handle): State<Handle>,
+    Path((service, name)): Path<(String, String)>,
+    how: HowQuery,
+    headers: HeaderMap,
+) -> Change {
+    let edit = Edit::RemoveBackend { service, name };
+    tagged(handle.edit(&edit, if_match(&headers), is_dry(how)?).await?)
 }
 
 async fn no_path(uri: Uri) -> Problem {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -43,10 +43,21 @@ impl Drop for Scratch {
     }
 }
 
+const SERVICE: &str = "[[service]]
+name = \"web\"
+listen = \"tcp:198.51.100.80:80\"
+method = \"nat\"
+scheduler = \"rr\"
+[[service.backend]]
+name = \"a\"
+address = \"192.0.2.11\"
+";
+
 /// Answers as a management loop does.
 async fn management(mut requests: mpsc::Receiver<Request>) {
     let text = "[[port]]\nname = \"p\"\ndevice = \"net_null0\"\n";
-    let config = Arc::new(config::parse(text).unwrap());
+    let text = format!("{text}addresses = [\"192.0.2.2/24\"]\n{SERVICE}");
+    let mut config = Arc::new(config::parse(&text).unwrap());
     while let Some(request) = requests.recv().await {
         match request {
             Request::Status(reply) => {
@@ -79,6 +90,14 @@ async fn management(mut requests: mpsc::Receiver<Request>) {
             Request::Config(reply) => {
                 let _ = reply.send(config.clone());
             }
+            Request::Replace(replace) => {
+                let if_match = replace.if_match.as_deref();
+                let decided = decide(&config, &replace.config, if_match, replace.dry_run);
+                if decided.as_ref().is_ok_and(|applied| !applied.dry_run) {
+                    config = Arc::new(*replace.config);
+                }
+                let _ = replace.reply.send(decided);
+            }
         }
     }
 }
@@ -86,6 +105,7 @@ async fn management(mut requests: mpsc::Receiver<Request>) {
 struct Answer {
     status: StatusCode,
     kind: String,
+    etag: Option<String>,
     body: Bytes,
 }
 
@@ -96,26 +116,47 @@ impl Answer {
 }
 
 async fn ask(socket: &std::path::Path, method: &str, path: &str) -> Answer {
+    send(socket, method, path, &[], "").await
+}
+
+async fn send(
+    socket: &std::path::Path,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Answer {
     let stream = UnixStream::connect(socket).await.unwrap();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .unwrap();
     let driver = tokio::spawn(connection);
-    let request = hyper::Request::builder()
+    let mut request = hyper::Request::builder()
         .method(method)
         .uri(path)
-        .header("host", "test")
-        .body(Empty::<Bytes>::new())
-        .unwrap();
+        .header("host", "test");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(Full::<Bytes>::from(body.to_owned())).unwrap();
     let response = sender.send_request(request).await.unwrap();
     let status = response.status();
     let kind = response.headers()["content-type"]
         .to_str()
         .unwrap()
         .to_owned();
+    let etag = response
+        .headers()
+        .get("etag")
+        .map(|tag| tag.to_str().unwrap().to_owned());
     let body = response.into_body().collect().await.unwrap().to_bytes();
     driver.abort();
-    Answer { status, kind, body }
+    Answer {
+        status,
+        kind,
+        etag,
+        body,
+    }
 }
 
 /// Runs `test` against a server with a management loop behind it.
@@ -174,6 +215,106 @@ fn connections_are_filtered_by_the_query() {
         assert!(found.more);
         let found: Connections = ask(&socket, "GET", "/v1/connections").await.json();
         assert!(!found.more, "the limit has a default");
+    });
+}
+
+#[test]
+fn changes_are_made_whole_and_only_on_what_they_were_made_from() {
+    with_server("change", async |socket| {
+        let before = ask(&socket, "GET", "/v1/config").await;
+        let tag = before.etag.clone().unwrap();
+        let json = [("content-type", "application/json")];
+        let backend = "/v1/services/web/backends/a";
+        let set = send(&socket, "PATCH", backend, &json, "{\"weight\": 5}").await;
+        let applied: Applied = set.json();
+        assert_eq!(applied.diff.changes[0].keys, ["weight: default -> 5"]);
+        assert_ne!(set.etag.as_ref(), Some(&tag));
+
+        let stale = [
+            ("content-type", "application/json"),
+            ("if-match", tag.as_str()),
+        ];
+        let refused = send(&socket, "PATCH", backend, &stale, "{\"weight\": 6}").await;
+        assert_eq!(refused.status, StatusCode::PRECONDITION_FAILED);
+
+        let text = String::from_utf8(before.body.to_vec()).unwrap();
+        let dry = send(&socket, "PUT", "/v1/config?dry_run=true", &[], &text).await;
+        assert_eq!(dry.json::<Applied>().diff.changes.len(), 1);
+        let whole = send(&socket, "PUT", "/v1/config", &[], &text).await;
+        assert_eq!(whole.etag, Some(tag), "as it was before");
+
+        let toml = "[[service.backend]]\nname = \"b\"\naddress = \"192.0.2.12\"\n";
+        let put = send(&socket, "PUT", "/v1/services/web/backends/b", &[], toml).await;
+        assert_eq!(put.status, StatusCode::OK);
+        let gone = send(&socket, "DELETE", "/v1/services/web", &[], "").await;
+        assert_eq!(
+            gone.json::<Applied>().diff.changes[0].to_string(),
+            "- service web"
+        );
+    });
+}
+
+#[test]
+fn a_broken_body_changes_nothing() {
+    with_server("broken", async |socket| {
+        let tag = ask(&socket, "GET", "/v1/config").await.etag;
+        let json = [("content-type", "application/json")];
+        let backend = "/v1/services/web/backends/a";
+        let cases = [
+            ("PUT", "/v1/config", "[[port]]\nname = 5\n", 422),
+            (
+                "PUT",
+                "/v1/config",
+                "[[port]]\nname = \"p\"\ndevice = \"net_null1\"\n",
+                409,
+            ),
+            (
+                "PUT",
+                "/v1/config?dry_run=maybe",
+                "[[port]]\nname = \"p\"\ndevice = \"net_null0\"\n",
+                400,
+            ),
+            ("PATCH", backend, "{\"weight\": 65536}", 400),
+            ("PATCH", backend, "{\"wieght\": 6}", 400),
+            ("PATCH", backend, "{", 400),
+            ("PATCH", "/v1/services/web/backends/z", "{}", 404),
+            (
+                "PUT",
+                "/v1/services/web/backends/b",
+                "[[service.backend]]\nname = \"b\"\n",
+                422,
+            ),
+            (
+                "PUT",
+                "/v1/services/two",
+                "[[service]]\nname = \"two\"\n",
+                422,
+            ),
+            ("DELETE", "/v1/services/none", "", 404),
+        ];
+        for (method, path, body, status) in cases {
+            let answer = send(&socket, method, path, &json, body).await;
+            let problem: Problem = answer.json();
+            assert_eq!(
+                problem.status, status,
+                "{method} {path} {body}: {problem:?}"
+            );
+            assert!(!problem.detail.contains('\n'), "{problem:?}");
+        }
+        let faults = send(&socket, "PUT", "/v1/config", &[], "[[port]]\nname = 5\n").await;
+        let faults = faults.json::<Problem>().faults;
+        assert_eq!(
+            faults[1],
+            "2:8: port.name is a whole number; write a string in quotes"
+        );
+        assert_eq!(ask(&socket, "GET", "/v1/config").await.etag, tag);
+        let read_only = read_only_path(&socket);
+        let refused = send(&read_only, "PATCH", backend, &json, "{\"weight\": 5}").await;
+        assert!(
+            refused.status.is_client_error(),
+            "the read-only socket changes nothing"
+        );
+        assert_eq!(ask(&socket, "GET", "/v1/config").await.etag, tag);
     });
 }
 

@@ -34,7 +34,7 @@ pub use check::BYTES_PER_CONNECTION;
 pub use diff::{Change, ChangeKind, Diff};
 pub use error::{ConfigError, FileError, Invalid, Located, Problem};
 pub use model::*;
-pub use save::{save, service_to_toml, to_toml};
+pub use save::{backend_to_toml, save, service_to_toml, to_toml};
 pub use span::Span;
 pub use supported::Rule;
 pub use values::{

@@ -32,7 +32,7 @@ pub fn service_to_toml(service: &Service) -> String {
 }
 
 /// One backend alone.
-pub(super) fn backend_to_toml(backend: &Backend) -> String {
+pub fn backend_to_toml(backend: &Backend) -> String {
     let mut out = Writer::default();
     write_backend(&mut out, backend);
     out.text

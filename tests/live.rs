@@ -1,0 +1,250 @@
+//! Changes to a running evenkeel on a DPDK device that needs no hardware: by command, by file and by
+//! signal. Whether packets are lost meanwhile is for the tests with traffic.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// A running evenkeel with files of its own; both go away with the test.
+struct Running {
+    directory: PathBuf,
+    program: Child,
+}
+
+const CONFIG: &str = r#"
+[[port]]
+name = "wan"
+device = "net_null0"
+addresses = ["192.0.2.2/24"]
+
+[[service]]
+name = "web"
+listen = "tcp:192.0.2.80:80"
+method = "nat"
+scheduler = "wrr"
+[[service.backend]]
+name = "a"
+address = "192.0.2.11"
+"#;
+
+impl Running {
+    fn start(name: &str) -> Self {
+        let id = std::process::id();
+        let directory = std::env::temp_dir().join(format!("evenkeel-live-{name}-{id}"));
+        std::fs::create_dir_all(&directory).unwrap();
+        std::fs::write(directory.join("evenkeel.toml"), config(&directory, CONFIG)).unwrap();
+        let program = Command::new(env!("CARGO_BIN_EXE_evenkeel"))
+            .args(["run", "--config"])
+            .arg(directory.join("evenkeel.toml"))
+            .stderr(std::fs::File::create(directory.join("log")).unwrap())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut running = Running { directory, program };
+        running.wait_for("an answer", |running| {
+            running.ask(&["status"]).status.success()
+        });
+        running
+    }
+
+    fn wait_for(&mut self, what: &str, is_so: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !is_so(self) {
+            let log = || std::fs::read_to_string(self.directory.join("log")).unwrap();
+            assert!(
+                self.program.try_wait().unwrap().is_none(),
+                "it ended:\n{}",
+                log()
+            );
+            assert!(Instant::now() < deadline, "no {what}:\n{}", log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn ask(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_evenkeel"))
+            .args(arguments)
+            .arg("--socket")
+            .arg(self.directory.join("socket"))
+            .output()
+            .unwrap()
+    }
+
+    /// What a command that must succeed prints.
+    fn say(&self, arguments: &[&str]) -> String {
+        let output = self.ask(arguments);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {error}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The line with which a command is refused.
+    fn refusal(&self, arguments: &[&str]) -> String {
+        let output = self.ask(arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(error.lines().count(), 1, "{error}");
+        error
+    }
+
+    fn file(&self) -> String {
+        self.directory.join("evenkeel.toml").display().to_string()
+    }
+
+    fn write(&self, text: &str) {
+        std::fs::write(self.file(), config(&self.directory, text)).unwrap();
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.program.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args(["-s", name, &id])
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+
+    fn listing(&self) -> String {
+        self.say(&["status", "--ipvsadm"])
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.program.kill();
+        let _ = self.program.wait();
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// The first core that this process may use, for tests on machines that lend only some.
+fn core() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let cores = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Cpus_allowed_list:\t"))
+        .unwrap();
+    cores.split([',', '-']).next().unwrap().to_owned()
+}
+
+fn config(directory: &std::path::Path, text: &str) -> String {
+    format!(
+        "[workers]\ncores = \"{}\"\nconnections = 10_000\nmemory = \"256MiB\"\nidle = \"sleep\"\n[management]\nsocket = \"{}\"\n{text}",
+        core(),
+        directory.join("socket").display()
+    )
+}
+
+#[test]
+fn a_running_evenkeel_is_changed_saved_and_reloaded() {
+    let mut running = Running::start("change");
+    let changed = running.say(&["backend", "set", "web", "a", "--weight", "5"]);
+    assert_eq!(changed, "~ service web backend a: weight: default -> 5\n");
+    running.say(&["backend", "add", "web", "b", "--address", "192.0.2.12"]);
+    running.say(&[
+        "service",
+        "add",
+        "dns",
+        "--listen",
+        "udp:192.0.2.53:53",
+        "--method",
+        "nat",
+        "--scheduler",
+        "rr",
+    ]);
+    running.wait_for("change", |running| {
+        let listing = running.listing();
+        listing.contains("192.0.2.11:80                Masq    5")
+            && listing.contains("192.0.2.12:80")
+    });
+    assert!(running.listing().contains("UDP  192.0.2.53:53 rr\n"));
+
+    let saved = running.directory.join("saved.toml").display().to_string();
+    running.say(&["save", "--config", &saved]);
+    assert_eq!(
+        running.say(&["reload", "--config", &saved]),
+        "nothing changes\n"
+    );
+
+    let file = running.file();
+    let dry = running.say(&["reload", "--dry-run", "--config", &file]);
+    assert!(dry.ends_with("nothing was changed (--dry-run)\n"), "{dry}");
+    assert!(running.listing().contains("192.0.2.12:80"));
+    let expected =
+        "- service dns\n- service web backend b\n~ service web backend a: weight: 5 -> default\n";
+    assert_eq!(running.say(&["reload", "--config", &file]), expected);
+    running.wait_for("reload", |running| {
+        !running.listing().contains("192.0.2.12:80")
+    });
+
+    running.write(&CONFIG.replace("wrr", "mh"));
+    running.signal("HUP");
+    running.wait_for("reload by signal", |running| {
+        running.listing().contains("192.0.2.80:80 mh\n")
+    });
+
+    running.signal("TERM");
+    let ended = running.program.wait().unwrap();
+    assert_eq!(ended.code(), Some(0));
+    assert!(
+        !running.directory.join("socket").exists(),
+        "nothing is left behind"
+    );
+    assert!(!running.directory.join("socket.lock").exists());
+}
+
+#[test]
+fn what_cannot_be_changed_is_refused_and_changes_nothing() {
+    let running = Running::start("refuse");
+    let before = running.say(&["status", "--ipvsadm"]);
+    let file = running.file();
+
+    running.write(&CONFIG.replace("net_null0", "net_null1"));
+    let refusal = running.refusal(&["reload", "--config", &file]);
+    assert!(
+        refusal.contains("port[1].device: \"net_null0\" -> \"net_null1\""),
+        "{refusal}"
+    );
+    running.write(&CONFIG.replace("\"nat\"", "\"natt\""));
+    let refusal = running.refusal(&["reload", "--config", &file]);
+    assert!(
+        refusal.starts_with(&format!(
+            "{file}:17:10: service.method = \"natt\" is not known"
+        )),
+        "{refusal}"
+    );
+    let refusal = running.refusal(&["backend", "set", "web", "none", "--weight", "1"]);
+    assert!(
+        refusal.contains("service \"web\" has no backend \"none\""),
+        "{refusal}"
+    );
+    let refusal = running.refusal(&["backend", "add", "web", "b", "--address", "192.0.2.11"]);
+    assert!(
+        refusal.contains("192.0.2.11:80 is already a backend"),
+        "{refusal}"
+    );
+    let refusal = running.refusal(&["service", "remove", "none"]);
+    assert!(
+        refusal.contains("there is no service \"none\""),
+        "{refusal}"
+    );
+    let refusal = running.refusal(&[
+        "run",
+        "--config",
+        &file.replace("evenkeel.toml", "none.toml"),
+    ]);
+    assert!(refusal.contains("cannot read "), "{refusal}");
+    running.write(CONFIG);
+    let refusal = running.refusal(&["run", "--config", &file]);
+    assert!(
+        refusal.contains(&format!(
+            "another evenkeel (process {})",
+            running.program.id()
+        )),
+        "{refusal}"
+    );
+
+    assert_eq!(running.say(&["status", "--ipvsadm"]), before);
+}
