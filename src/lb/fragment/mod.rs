@@ -4,7 +4,7 @@
 //! datagram together: fragments that come before the first wait there, bounded in number and time.
 //! The first names the flow; if that is another worker's, this and all others are handed over to
 //! it in order. The flow's owner forwards the first like any packet, remembers how
-//! ([`recipe::Recipe`]) and does the same to the others. Runs on workers; never allocates after
+//! (`recipe::Recipe`) and does the same to the others. Runs on workers; never allocates after
 //! start.
 
 pub mod keep;
