@@ -9,6 +9,7 @@ use evenkeel::mgmt::feedback::{
     Change, Controller, Counted, Feedback, Member, Policy, Reason, Sample, ServiceSpec, Source,
     Spec,
 };
+use evenkeel::mgmt::feedback::relative::STEP;
 use proptest::prelude::*;
 
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -150,14 +151,14 @@ fn weights_change_by_bounded_steps_within_bounds() {
         let after = rig.factors();
         let change = (after[0] / after[1]) / (before[0] / before[1]);
         // A step for each of the two, and rounding.
-        assert!((0.93..=1.5 * 1.5 * 1.07).contains(&change), "{change}");
+        assert!(change <= STEP * STEP * 1.07 && change >= 0.93, "{change}");
         before = after;
     }
     assert!(before[0] <= 100.0 * 1.07, "{before:?}");
 }
 
 #[test]
-fn noise_near_full_pushes_nothing() {
+fn noise_near_full_pushes_next_to_nothing() {
     let mut rig = Rig::new(Policy::Relative, &[1, 1, 1, 1]);
     let mut pushes = 0;
     for n in 0..200u32 {
@@ -168,7 +169,8 @@ fn noise_near_full_pushes_nothing() {
                 .is_empty(),
         );
     }
-    assert_eq!(pushes, 0);
+    assert!(pushes <= 2, "{pushes}");
+    pushes = 0;
     // The formula's cube root turns far less noise into pushes.
     let mut rig = Rig::new(Policy::Lvs, &[10, 10, 10, 10]);
     for n in 0..200u32 {

@@ -136,8 +136,11 @@ pub fn step(turns: &mut [Turn<'_>], interval: f64) -> Vec<Option<f64>> {
     let band = dead_band(turns, &known);
     let matters = |((turn, wanted), known): ((&Turn<'_>, &f64), &bool)| {
         let off = (wanted / turn.memory.factor).ln().abs();
-        let noise = if *known { turn.memory.deviation() } else { 0.0 };
-        off > band.max(SURE * noise)
+        // Who is not heard goes all the way back to its configured share.
+        off > match known {
+            true => band.max(SURE * turn.memory.deviation()),
+            false => 1e-6,
+        }
     };
     if turns.iter().zip(&wanted).zip(&known).any(matters) {
         for (turn, wanted) in turns.iter_mut().zip(&wanted) {
