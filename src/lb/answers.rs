@@ -266,6 +266,8 @@ impl Shard {
         }
         let reason = DropReason::BackendGone;
         if packet.tcp_flags & tcp::RST != 0 {
+            // Its further fragments follow it.
+            self.scheduled = way.map(|way| way.backend.id);
             return way.map_or(Verdict::Drop(reason), |way| to_backend(frame, packet, &way));
         }
         if let Some(way) = way

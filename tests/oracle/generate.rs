@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use evenkeel::lb::fixture::{OUR_MAC, backend_mac, tcp4, udp4};
 use smoltcp::wire::Ipv4Packet;
 
+use crate::judge::Judge;
 use crate::world::{BACKENDS, NAT_PORT, PORTS, Sent, VIPS, World};
 use evenkeel::lb::snapshot::ForwardMethod;
 
@@ -38,16 +39,21 @@ impl Random {
     }
 }
 
-pub fn frame(random: &mut Random, world: &World) -> Sent {
-    let mut bytes = if random.one_in(12) {
-        icmp(random, world)
+pub fn frame(random: &mut Random, world: &World, judge: &Judge) -> Sent {
+    let bytes = if random.one_in(12) {
+        icmp(random, world, judge)
     } else {
-        packet(random, world)
+        packet(random, world, judge)
     };
+    sent(random, bytes, 3)
+}
+
+/// A frame as it is sent: one in `harm` is damaged.
+fn sent(random: &mut Random, mut bytes: Vec<u8>, harm: u32) -> Sent {
     if random.one_in(16) {
         bytes.splice(12..12, [0x81, 0, 0, 7]);
     }
-    if random.one_in(3) {
+    if random.one_in(harm) {
         for _ in 0..=random.below(2) {
             mutate(random, &mut bytes);
         }
@@ -57,6 +63,58 @@ pub fn frame(random: &mut Random, world: &World) -> Sent {
         whole: !random.one_in(200),
         headroom: if random.one_in(100) { 0 } else { 128 },
     }
+}
+
+/// A datagram in pieces; at times one is lost, or they come in another order.
+pub fn fragments(random: &mut Random, world: &World, judge: &Judge) -> Vec<Sent> {
+    let whole = packet(random, world, judge);
+    let v6 = whole[12] == 0x86;
+    let header = if v6 { 40 } else { 20 };
+    if v6 && !matches!(whole[20], 6 | 17) {
+        return Vec::new();
+    }
+    let (ip, mut data) = whole[14..].split_at(header);
+    let padded = [data, &vec![7; random.below(2000) as usize]].concat();
+    data = &padded;
+    let id = random.next() as u32;
+    let (mut pieces, mut at) = (Vec::new(), 0);
+    while at < data.len() {
+        let size = (8 + random.below(90) as usize * 8).min(data.len() - at);
+        let more = at + size < data.len();
+        pieces.push(piece(&whole[..14], ip, id, at, more, &data[at..at + size]));
+        at += size;
+    }
+    if random.one_in(4) {
+        pieces.remove(random.below(pieces.len() as u32) as usize);
+    }
+    for at in (1..pieces.len()).rev() {
+        if random.one_in(4) {
+            pieces.swap(at, random.below(at as u32 + 1) as usize);
+        }
+    }
+    pieces.into_iter().map(|p| sent(random, p, 10)).collect()
+}
+
+/// One fragment (RFC 791 3.2, RFC 8200 4.5).
+fn piece(ethernet: &[u8], ip: &[u8], id: u32, at: usize, more: bool, data: &[u8]) -> Vec<u8> {
+    let mut frame = [ethernet, ip].concat();
+    let (word, l3) = (at as u16 | u16::from(more), 14);
+    if ip[0] >> 4 == 6 {
+        let next = std::mem::replace(&mut frame[l3 + 6], 44);
+        frame[l3 + 4..l3 + 6].copy_from_slice(&(8 + data.len() as u16).to_be_bytes());
+        frame.extend([next, 0]);
+        frame.extend(word.to_be_bytes());
+        frame.extend(id.to_be_bytes());
+        frame.extend(data);
+        return frame;
+    }
+    let word = (at as u16 / 8) | (u16::from(more) << 13);
+    frame[l3 + 2..l3 + 4].copy_from_slice(&(20 + data.len() as u16).to_be_bytes());
+    frame[l3 + 4..l3 + 6].copy_from_slice(&(id as u16).to_be_bytes());
+    frame[l3 + 6..l3 + 8].copy_from_slice(&word.to_be_bytes());
+    frame.extend(data);
+    mend(&mut frame);
+    frame
 }
 
 fn client(random: &mut Random, world: &World, v6: bool) -> SocketAddr {
@@ -71,12 +129,17 @@ fn client(random: &mut Random, world: &World, v6: bool) -> SocketAddr {
 }
 
 /// The two ends of some flow's packet: source, destination.
-fn ends(random: &mut Random, world: &World) -> (SocketAddr, SocketAddr) {
+fn ends(random: &mut Random, world: &World, judge: &Judge) -> (SocketAddr, SocketAddr) {
     let v6 = random.one_in(2);
     let client = client(random, world, v6);
     if world.method == ForwardMethod::Nat && random.one_in(3) {
         let n = random.below(BACKENDS / 2) * 2 + u32::from(v6);
         return (SocketAddr::new(World::backend(n), NAT_PORT), client);
+    }
+    if random.one_in(3)
+        && let Some(ends) = judge.reply_ends(random)
+    {
+        return ends;
     }
     let port = if random.one_in(50) {
         22
@@ -86,9 +149,9 @@ fn ends(random: &mut Random, world: &World) -> (SocketAddr, SocketAddr) {
     (client, SocketAddr::new(VIPS[usize::from(v6)], port))
 }
 
-fn packet(random: &mut Random, world: &World) -> Vec<u8> {
+fn packet(random: &mut Random, world: &World, judge: &Judge) -> Vec<u8> {
     const FLAGS: [u8; 10] = [0x02, 0x02, 0x10, 0x10, 0x18, 0x18, 0x11, 0x04, 0x12, 0x14];
-    let (source, destination) = ends(random, world);
+    let (source, destination) = ends(random, world, judge);
     let (source_text, destination_text) = (source.to_string(), destination.to_string());
     let mut build = if random.one_in(2) {
         tcp4(&source_text, &destination_text).flags(random.among(&FLAGS))
@@ -120,8 +183,8 @@ fn packet(random: &mut Random, world: &World) -> Vec<u8> {
 const BACKEND_SIDE: [u16; 1] = [NAT_PORT];
 
 /// A ping, or an error that quotes a packet which some flow may have sent.
-fn icmp(random: &mut Random, world: &World) -> Vec<u8> {
-    let (source, destination) = ends(random, world);
+fn icmp(random: &mut Random, world: &World, judge: &Judge) -> Vec<u8> {
+    let (source, destination) = ends(random, world, judge);
     // The quoted packet came from the VIP (or, under NAT, went to the backend): the other way round.
     let quoted = match random.one_in(2) {
         true => tcp4(&destination.to_string(), &source.to_string()),

@@ -2,15 +2,17 @@
 //! can be. It learns from the outcome only which backend a new flow got.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use evenkeel::lb::counters::DropReason::{self, *};
 use evenkeel::lb::fixture::{OUR_MAC, backend_mac};
 use evenkeel::lb::snapshot::{BackendState, ForwardMethod, Untracked as Unknown, WhenNoBackend};
 use evenkeel::lb::{Pass, Verdict};
 
-use crate::look::{self, Packet, Ports, Seen, look};
-use crate::world::{BACKENDS, NAT_PORT, Outcome, PORTS, Sent, VIPS, World};
+use crate::fragments::{self, Datagram, Fragments, Known};
+use crate::generate::Random;
+use crate::look::{self, Packet, Piece, Ports, Seen, look};
+use crate::world::{BACKENDS, LOCALS, NAT_PORT, Outcome, PORTS, Sent, VIPS, World};
 
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Expect {
@@ -21,8 +23,13 @@ pub enum Expect {
     Pass,
     /// A new flow: what becomes of its first packet depends on the backend it gets.
     New,
-    /// Fragments have a test of their own, and in a table that is full nobody knows who is in it.
+    /// A fragment that waits for its datagram's first one.
+    Hold,
+    /// In a table that is full nobody knows who is in it.
     Unjudged,
+    /// Better not sent: of a FullNAT flow none of whose packets was seen to leave nobody knows the
+    /// local port, and in a table that is full nobody knows which first fragment passes.
+    Skip,
 }
 
 impl Expect {
@@ -32,7 +39,8 @@ impl Expect {
             Expect::Answer(reason) => verdict == Verdict::Reply { port: 0, reason },
             Expect::Drop(reason) => verdict == Verdict::Drop(reason),
             Expect::Pass => verdict == Verdict::Pass(Pass::Local),
-            Expect::New | Expect::Unjudged => true,
+            Expect::Hold => matches!(verdict, Verdict::Hold(_)),
+            Expect::New | Expect::Unjudged | Expect::Skip => true,
         }
     }
 }
@@ -54,6 +62,8 @@ enum Tcp {
 struct Flow {
     backend: u32,
     tcp: Tcp,
+    /// FullNAT: the local port, once a packet of the flow was seen to leave.
+    local: Option<u16>,
 }
 
 struct Opened {
@@ -63,8 +73,12 @@ struct Opened {
     usable: Vec<u32>,
 }
 
+/// Whom a FullNAT backend answers: its number, IP version, protocol and the local port.
+type Local = (u32, bool, u8, u16);
+
 pub struct Judge {
     method: ForwardMethod,
+    locals: Vec<IpAddr>,
     untracked: Unknown,
     when_no_backend: WhenNoBackend,
     tiny: bool,
@@ -75,6 +89,15 @@ pub struct Judge {
     opened: Option<Opened>,
     /// The backend that it must go to.
     bound: Option<u32>,
+    /// FullNAT: the flow whose local port the frame just judged shows.
+    shows: Option<Key>,
+    by_local: HashMap<Local, Key>,
+    shown: Vec<Local>,
+    fragments: Fragments,
+    /// The datagram that the frame just judged is the first fragment of.
+    heads: Option<Datagram>,
+    /// What the frame just judged must leave as, where it is a later fragment.
+    rewritten: Option<Known>,
     /// No buffers for fragments.
     pub dry: bool,
 }
@@ -83,14 +106,21 @@ impl Judge {
     pub fn new(world: &World) -> Self {
         Self {
             method: world.method,
+            locals: world.locals.to_vec(),
             untracked: world.untracked,
             when_no_backend: world.when_no_backend,
-            tiny: world.connections < 100,
+            tiny: world.is_tiny(),
             mtus: (0..BACKENDS).map(|n| world.mtu(n)).collect(),
             backends: vec![(BackendState::Up, true); BACKENDS as usize],
             flows: HashMap::new(),
             opened: None,
             bound: None,
+            shows: None,
+            by_local: HashMap::new(),
+            shown: Vec::new(),
+            fragments: Fragments::default(),
+            heads: None,
+            rewritten: None,
             dry: false,
         }
     }
@@ -111,8 +141,40 @@ impl Judge {
         self.method == ForwardMethod::Nat
     }
 
+    /// Replies pass here too.
+    fn is_two_way(&self) -> bool {
+        self.method.is_two_way()
+    }
+
+    /// Seconds have passed: datagrams are forgotten, and who still waits has waited too long.
+    pub fn wait(&mut self) -> usize {
+        self.fragments.known.clear();
+        std::mem::take(&mut self.fragments.waiting).len()
+    }
+
+    /// The fragments that need not wait any longer, in the order they came.
+    pub fn released(&mut self) -> Vec<Sent> {
+        let Fragments { known, waiting } = &mut self.fragments;
+        let (free, held) = std::mem::take(waiting)
+            .into_iter()
+            .partition(|(datagram, _)| known.contains_key(datagram));
+        *waiting = held;
+        let free: Vec<(Datagram, Sent)> = free;
+        free.into_iter().map(|(_, sent)| sent).collect()
+    }
+
+    /// The ends of a FullNAT backend's reply, in a flow that is or was, if there has been one.
+    pub fn reply_ends(&self, random: &mut Random) -> Option<(SocketAddr, SocketAddr)> {
+        let count = self.shown.len() as u32;
+        let &(backend, v6, _, port) = self.shown.get(random.below(count.max(1)) as usize)?;
+        let local = LOCALS[usize::from(v6)];
+        let from = SocketAddr::new(World::backend(backend), NAT_PORT);
+        Some((from, SocketAddr::new(local, port)))
+    }
+
     pub fn judge(&mut self, sent: &Sent) -> Expect {
-        (self.opened, self.bound) = (None, None);
+        (self.opened, self.bound, self.shows) = (None, None, None);
+        (self.heads, self.rewritten) = (None, None);
         let frame = &sent.bytes;
         let to = frame.get(..6);
         let seen = look(frame);
@@ -129,7 +191,8 @@ impl Judge {
         }
         match seen {
             Seen::Bad(reason) => Expect::Drop(reason),
-            Seen::Fragment => Expect::Unjudged,
+            Seen::Fragment(_) if !sent.whole => Expect::Drop(Segmented),
+            Seen::Fragment(piece) => self.fragment(sent, &piece),
             Seen::Other => Expect::Pass,
             Seen::Icmp(packet) => self.icmp(sent, &packet),
             Seen::Transport(..) if !sent.whole => Expect::Drop(Segmented),
@@ -137,9 +200,57 @@ impl Judge {
         }
     }
 
+    fn fragment(&mut self, sent: &Sent, piece: &Piece) -> Expect {
+        let packet = &piece.packet;
+        if !matches!(packet.protocol, 6 | 17) {
+            return Expect::Pass;
+        }
+        if let Some(reason) = fragments::fault(piece) {
+            return Expect::Drop(reason);
+        }
+        if self.tiny {
+            return Expect::Skip;
+        }
+        let datagram = fragments::datagram(piece);
+        if piece.offset == 0 {
+            let body = &sent.bytes[packet.l4..packet.end];
+            let Some(ports) = look::ports(packet.protocol, body) else {
+                return Expect::Drop(MalformedL4);
+            };
+            self.heads = piece.more.then_some(datagram);
+            return self.transport(sent, packet, &ports);
+        }
+        match self.fragments.known.get(&datagram).copied() {
+            None => {
+                self.fragments.waiting.push((datagram, sent.clone()));
+                Expect::Hold
+            }
+            Some(Known::Passed) => Expect::Pass,
+            Some(Known::Dropped) => Expect::Drop(Fragment),
+            // Nobody is told of a later fragment's end.
+            Some(Known::OneWay(backend)) => match self.onward(sent, packet, backend) {
+                Expect::Answer(reason) => Expect::Drop(reason),
+                other => other,
+            },
+            Some(known @ Known::Rewritten { .. }) => {
+                self.rewritten = Some(known);
+                if packet.end - packet.l3 > 1500 {
+                    Expect::Drop(TooBig)
+                } else if packet.ttl <= 1 {
+                    Expect::Drop(TtlExpired)
+                } else {
+                    Expect::Forward
+                }
+            }
+        }
+    }
+
     fn transport(&mut self, sent: &Sent, packet: &Packet, ports: &Ports) -> Expect {
         if self.tiny {
             return Expect::Unjudged;
+        }
+        if self.method == ForwardMethod::FullNat && LOCALS.contains(&packet.destination) {
+            return self.local_reply(sent, packet, ports);
         }
         if self.is_nat()
             && !VIPS.contains(&packet.destination)
@@ -160,7 +271,7 @@ impl Judge {
         };
         let pure_syn = ports.syn && !ports.ack && !ports.rst;
         if self.state(flow.backend) == BackendState::Removed {
-            self.flows.remove(&key);
+            self.forget(&key);
             if packet.protocol == 17 || pure_syn {
                 return self.open(sent, packet, ports, key);
             }
@@ -171,13 +282,24 @@ impl Judge {
         }
         if packet.protocol == 6 {
             if pure_syn && self.is_over(flow.tcp) {
-                self.flows.remove(&key);
+                self.forget(&key);
                 return self.open(sent, packet, ports, key);
             }
             let next = self.next(flow.tcp, true, ports);
             self.flows.insert(key, Flow { tcp: next, ..flow });
         }
+        self.shows = Some(key);
         self.onward(sent, packet, flow.backend)
+    }
+
+    fn forget(&mut self, key: &Key) {
+        let Some(flow) = self.flows.remove(key) else {
+            return;
+        };
+        if let Some(local) = flow.local {
+            let local = (flow.backend, key.0.is_ipv6(), key.4, local);
+            self.by_local.remove(&local);
+        }
     }
 
     /// To a backend that is there.
@@ -228,20 +350,59 @@ impl Judge {
             let flow = *self.flows.get(&key)?;
             (from_service && flow.backend == backend).then_some((key, flow))
         })?;
+        Some(self.answered(sent, packet, ports, key, flow))
+    }
+
+    /// A packet to one of FullNAT's local addresses.
+    fn local_reply(&mut self, sent: &Sent, packet: &Packet, ports: &Ports) -> Expect {
+        let backend = (0..BACKENDS).find(|&n| World::backend(n) == packet.source);
+        let found = backend.filter(|_| ports.source == NAT_PORT).and_then(|n| {
+            let v6 = packet.source.is_ipv6();
+            let key = *self
+                .by_local
+                .get(&(n, v6, packet.protocol, ports.destination))?;
+            Some((key, *self.flows.get(&key)?))
+        });
+        match found {
+            Some((key, flow)) => self.answered(sent, packet, ports, key, flow),
+            // Below stand the ports of health checks.
+            None if ports.destination < 2048 => Expect::Pass,
+            None if self.hides(packet.source.is_ipv6(), packet.protocol) => Expect::Skip,
+            None => Expect::Drop(Untracked),
+        }
+    }
+
+    /// Some flow's local port is not known.
+    fn hides(&self, v6: bool, protocol: u8) -> bool {
+        let hidden = |(key, flow): (&Key, &Flow)| {
+            key.0.is_ipv6() == v6 && key.4 == protocol && flow.local.is_none()
+        };
+        self.flows.iter().any(hidden)
+    }
+
+    /// A backend's packet of a flow.
+    fn answered(
+        &mut self,
+        sent: &Sent,
+        packet: &Packet,
+        ports: &Ports,
+        key: Key,
+        flow: Flow,
+    ) -> Expect {
         if packet.protocol == 6 {
-            if self.state(backend) == BackendState::Removed {
-                self.flows.remove(&key);
-                return Some(match (ports.rst, packet.ttl <= 1) {
+            if self.state(flow.backend) == BackendState::Removed {
+                self.forget(&key);
+                return match (ports.rst, packet.ttl <= 1) {
                     (false, _) => Expect::Answer(BackendGone),
                     (true, true) => Expect::Drop(TtlExpired),
                     (true, false) => Expect::Forward,
-                });
+                };
             }
             let next = self.next(flow.tcp, false, ports);
             self.flows.insert(key, Flow { tcp: next, ..flow });
         }
         let long = packet.end - packet.l3 > 1500;
-        Some(if packet.ttl <= 1 {
+        if packet.ttl <= 1 {
             answer(sent, packet, TtlExpired)
         } else if long && !packet.may_cut {
             answer(sent, packet, TooBig)
@@ -249,12 +410,12 @@ impl Judge {
             Expect::Drop(NoBuffer)
         } else {
             Expect::Forward
-        })
+        }
     }
 
     /// A packet without a flow.
     fn open(&mut self, sent: &Sent, packet: &Packet, ports: &Ports, key: Key) -> Expect {
-        if is_nobody(packet.source) || VIPS.contains(&packet.source) {
+        if is_nobody(packet.source) || is_ours(packet.source) {
             return Expect::Drop(BadSource);
         }
         if !is_service(packet.destination, ports.destination) {
@@ -273,7 +434,7 @@ impl Judge {
                 Unknown::Hash => {}
             }
         }
-        let fits = |n: u32| !self.is_nat() || World::backend(n).is_ipv4() == key.0.is_ipv4();
+        let fits = |n: u32| !self.is_two_way() || World::backend(n).is_ipv4() == key.0.is_ipv4();
         let up = |n: &u32| fits(*n) && self.state(*n) == BackendState::Up;
         let there = |n: &u32| fits(*n) && self.state(*n) != BackendState::Removed;
         let mut usable: Vec<u32> = (0..BACKENDS).filter(up).collect();
@@ -298,6 +459,10 @@ impl Judge {
             if usable.is_empty() {
                 return Expect::Drop(ReplyConflict);
             }
+        }
+        let same_family = |local: &IpAddr| local.is_ipv4() == key.0.is_ipv4();
+        if self.method == ForwardMethod::FullNat && !self.locals.iter().any(same_family) {
+            return Expect::Drop(PoolExhausted);
         }
         let first = match (ports.rst, ports.syn, ports.fin) {
             _ if !tcp => Tcp::Established,
@@ -326,7 +491,7 @@ impl Judge {
             return Expect::Pass;
         }
         let balanced = VIPS.contains(&packet.destination);
-        if balanced && (is_nobody(packet.source) || VIPS.contains(&packet.source)) {
+        if balanced && (is_nobody(packet.source) || is_ours(packet.source)) {
             return Expect::Drop(BadSource);
         }
         if self.tiny {
@@ -373,7 +538,16 @@ impl Judge {
             let at = flow.map(|flow| World::backend(flow.backend));
             at == Some(quoted.destination) && to == NAT_PORT
         });
-        (self.is_nat() && outward).then_some(if gone {
+        let from_local = self.method == ForwardMethod::FullNat && to == NAT_PORT && {
+            let backend = (0..BACKENDS).find(|&n| World::backend(n) == quoted.destination);
+            let local = |n| self.by_local.contains_key(&(n, !v4, quoted.protocol, from));
+            LOCALS.contains(&quoted.source) && backend.is_some_and(local)
+        };
+        let fullnat = self.method == ForwardMethod::FullNat && LOCALS.contains(&quoted.source);
+        if fullnat && !from_local && self.hides(!v4, quoted.protocol) {
+            return Some(Expect::Skip);
+        }
+        (self.is_nat() && outward || from_local).then_some(if gone {
             Expect::Drop(TtlExpired)
         } else {
             Expect::Forward
@@ -383,7 +557,7 @@ impl Judge {
     /// IPVS's table: RST, then SYN, then FIN, then ACK.
     fn next(&self, tcp: Tcp, client: bool, ports: &Ports) -> Tcp {
         use Tcp::*;
-        let half = !self.is_nat();
+        let half = !self.is_two_way();
         if ports.rst {
             return match (tcp, client) {
                 (SynReceived, true) => SynReceived,
@@ -414,7 +588,7 @@ impl Judge {
     fn is_over(&self, tcp: Tcp) -> bool {
         match tcp {
             Tcp::TimeWait | Tcp::Close => true,
-            Tcp::FinWait => !self.is_nat(),
+            Tcp::FinWait => !self.is_two_way(),
             _ => false,
         }
     }
@@ -440,8 +614,10 @@ impl Judge {
             let flow = Flow {
                 backend,
                 tcp: opened.tcp,
+                local: None,
             };
             self.flows.insert(opened.key, flow);
+            self.shows = Some(opened.key);
             expected = self.onward(sent, &opened.packet, backend);
             assert!(
                 expected.allows(outcome.verdict),
@@ -463,13 +639,71 @@ impl Judge {
                 look::transport_checksum_is_right(out),
             );
             // An ICMP message has none of its own, and a packet that was cut none that can be read.
-            let exempt = matches!(look(&sent.bytes), Seen::Icmp(_)) || is_cut(out);
+            let exempt =
+                matches!(look(&sent.bytes), Seen::Icmp(_) | Seen::Fragment(_)) || is_cut(out);
             assert!(exempt || before == after, "checksum: {}", context());
+            assert_eq!(
+                self.rewritten,
+                self.rewritten.and_then(|_| fragments::rewritten(out))
+            );
         }
         let to = (0..BACKENDS).find(|&n| out.get(..6) == Some(&backend_mac(n as u8)));
         if let (true, Some(bound)) = (forwarded, self.bound) {
             assert_eq!(to, Some(bound), "another backend: {}", context());
         }
+        if let (Expect::Forward, Some(key)) = (expected, self.shows.take()) {
+            self.see_local(key, out, context);
+        }
+        if let Some(datagram) = self.heads.take()
+            && expected != Expect::Unjudged
+        {
+            let known = match (outcome.verdict, self.bound) {
+                (Verdict::Transmit(_), Some(backend)) if !self.is_two_way() => {
+                    Known::OneWay(backend)
+                }
+                (Verdict::Transmit(_), _) => {
+                    fragments::rewritten(out).unwrap_or_else(|| panic!("no packet: {}", context()))
+                }
+                (Verdict::Pass(_), _) => Known::Passed,
+                _ => Known::Dropped,
+            };
+            self.fragments.known.insert(datagram, known);
+        }
+    }
+
+    /// FullNAT: a flow keeps its local port, and shares it with no other toward one backend.
+    fn see_local(&mut self, key: Key, out: &[u8], context: &dyn Fn() -> String) {
+        if self.method != ForwardMethod::FullNat {
+            return;
+        }
+        let packet = fragments::outcome(out).unwrap_or_else(|| panic!("{}", context()));
+        assert_eq!(
+            packet.source,
+            LOCALS[usize::from(key.0.is_ipv6())],
+            "{}",
+            context()
+        );
+        let port = u16::from_be_bytes([out[packet.l4], out[packet.l4 + 1]]);
+        let flow = self
+            .flows
+            .get_mut(&key)
+            .unwrap_or_else(|| panic!("{}", context()));
+        assert!(
+            flow.local.is_none_or(|known| known == port),
+            "{}",
+            context()
+        );
+        flow.local = Some(port);
+        let local = (flow.backend, key.0.is_ipv6(), key.4, port);
+        let other = self.by_local.insert(local, key);
+        if other.is_none() {
+            self.shown.push(local);
+        }
+        assert!(
+            other.is_none_or(|other| other == key),
+            "two flows look alike: {}",
+            context()
+        );
     }
 }
 
@@ -486,6 +720,10 @@ fn is_cut(frame: &[u8]) -> bool {
 
 fn is_service(address: IpAddr, port: u16) -> bool {
     VIPS.contains(&address) && PORTS.contains(&port)
+}
+
+fn is_ours(address: IpAddr) -> bool {
+    VIPS.contains(&address) || LOCALS.contains(&address)
 }
 
 /// No host may send from it.

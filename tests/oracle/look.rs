@@ -25,11 +25,37 @@ pub struct Packet {
 #[derive(Clone, Copy, Debug)]
 pub enum Seen {
     Bad(DropReason),
-    Fragment,
+    Fragment(Piece),
     /// Not IP, or with a transport that is never balanced.
     Other,
     Icmp(Packet),
     Transport(Packet, Ports),
+}
+
+/// A fragment; in `packet`, `l4` is where its payload starts.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece {
+    pub packet: Packet,
+    pub id: u32,
+    /// In bytes.
+    pub offset: usize,
+    pub more: bool,
+}
+
+impl Piece {
+    fn shift(mut self, by: usize) -> Self {
+        self.packet = self.packet.shift(by);
+        self
+    }
+}
+
+impl Packet {
+    fn shift(mut self, by: usize) -> Self {
+        self.l3 += by;
+        self.l4 += by;
+        self.end += by;
+        self
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -61,11 +87,10 @@ fn ip(frame: &[u8], l3: usize, kind: u16) -> Seen {
         _ => return Seen::Other,
     };
     match found {
+        Err(Seen::Fragment(piece)) => Seen::Fragment(piece.shift(l3)),
         Err(seen) => seen,
-        Ok(mut packet) => {
-            packet.l3 += l3;
-            packet.l4 += l3;
-            packet.end += l3;
+        Ok(packet) => {
+            let packet = packet.shift(l3);
             let body = &frame[packet.l4..packet.end];
             let icmp = if packet.source.is_ipv4() { 1 } else { 58 };
             match packet.protocol {
@@ -98,10 +123,7 @@ pub fn ipv4(bytes: &[u8], whole: bool) -> Result<Packet, Seen> {
             return Err(Seen::Bad(DropReason::BadIpChecksum));
         }
     }
-    if ip.frag_offset() != 0 || whole && ip.more_frags() {
-        return Err(Seen::Fragment);
-    }
-    Ok(Packet {
+    let packet = Packet {
         source: ip.src_addr().into(),
         destination: ip.dst_addr().into(),
         protocol: ip.next_header().into(),
@@ -110,7 +132,16 @@ pub fn ipv4(bytes: &[u8], whole: bool) -> Result<Packet, Seen> {
         l3: 0,
         l4: header,
         end: if whole { total } else { bytes.len() },
-    })
+    };
+    if ip.frag_offset() != 0 || whole && ip.more_frags() {
+        return Err(Seen::Fragment(Piece {
+            packet,
+            id: ip.ident().into(),
+            offset: ip.frag_offset().into(),
+            more: ip.more_frags(),
+        }));
+    }
+    Ok(packet)
 }
 
 pub fn ipv6(bytes: &[u8], whole: bool) -> Result<Packet, Seen> {
@@ -129,8 +160,7 @@ pub fn ipv6(bytes: &[u8], whole: bool) -> Result<Packet, Seen> {
     if total > bytes.len() {
         return Err(Seen::Bad(DropReason::Truncated));
     }
-    let (protocol, l4) = upper_layer(&bytes[..total], ip.next_header(), whole)?;
-    Ok(Packet {
+    let packet = |protocol, l4| Packet {
         source: ip.src_addr().into(),
         destination: ip.dst_addr().into(),
         protocol,
@@ -139,28 +169,42 @@ pub fn ipv6(bytes: &[u8], whole: bool) -> Result<Packet, Seen> {
         l3: 0,
         l4,
         end: total,
-    })
+    };
+    let (number, at) = upper_layer(&bytes[..total], ip.next_header())?;
+    if number != FRAGMENT {
+        return Ok(packet(number, at));
+    }
+    let header = &bytes[at..at + 8];
+    let word = u16::from_be_bytes([header[2], header[3]]);
+    let piece = Piece {
+        packet: packet(header[0], at + 8),
+        id: u32::from_be_bytes([header[4], header[5], header[6], header[7]]),
+        offset: usize::from(word & 0xfff8),
+        more: word & 1 == 1,
+    };
+    match whole || piece.offset != 0 {
+        true => Err(Seen::Fragment(piece)),
+        false => Ok(piece.packet),
+    }
 }
 
-/// Past at most eight extension headers.
-fn upper_layer(packet: &[u8], first: IpProtocol, whole: bool) -> Result<(u8, usize), Seen> {
+const FRAGMENT: u8 = 44;
+
+/// Past at most eight extension headers, up to a fragment header.
+fn upper_layer(packet: &[u8], first: IpProtocol) -> Result<(u8, usize), Seen> {
     let malformed = Seen::Bad(DropReason::MalformedIp);
     let (mut next, mut at) = (u8::from(first), 40);
     for passed in 0.. {
-        if !matches!(next, 0 | 43 | 44 | 51 | 60) {
+        if !matches!(next, 0 | 43 | FRAGMENT | 51 | 60) {
             break;
         }
         if passed == 9 || packet.len() < at + 8 {
             return Err(malformed);
         }
-        let size = usize::from(packet[at + 1]);
-        if next == 44 {
-            let offset = u16::from_be_bytes([packet[at + 2], packet[at + 3]]) >> 3;
-            if whole || offset != 0 {
-                return Err(Seen::Fragment);
-            }
-            return Ok((packet[at], at + 8));
+        if next == FRAGMENT {
+            break;
         }
+        let size = usize::from(packet[at + 1]);
         let length = if next == 51 {
             (size + 2) * 4
         } else {
@@ -208,9 +252,8 @@ pub fn assert_sound(frame: &[u8]) {
     };
     match packet {
         Ok(packet) => assert_eq!(l3 + packet.end, frame.len(), "{frame:02x?}"),
-        Err(Seen::Fragment) => {
-            let length = usize::from(u16::from_be_bytes([frame[l3 + 2], frame[l3 + 3]]));
-            assert_eq!(l3 + length, frame.len(), "{frame:02x?}");
+        Err(Seen::Fragment(piece)) => {
+            assert_eq!(l3 + piece.packet.end, frame.len(), "{frame:02x?}");
         }
         Err(seen) => panic!("{seen:?}: {frame:02x?}"),
     }

@@ -5,10 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use evenkeel::lb::answers::AnswerRates;
+use evenkeel::lb::conn::State;
 use evenkeel::lb::counters::WorkerCounters;
-use evenkeel::lb::fixture::{Lab, backend_mac};
+use evenkeel::lb::fixture::{self, Lab, backend_mac};
 use evenkeel::lb::flow::Seed;
+use evenkeel::lb::fragment::FragmentStore;
 use evenkeel::lb::frame::{Frame, MemoryFrame};
+use evenkeel::lb::owner::Ownership;
 use evenkeel::lb::route::Prefix;
 use evenkeel::lb::service_map::{Listen, ServiceMap};
 use evenkeel::lb::shard::{Shard, ShardSize};
@@ -27,6 +30,8 @@ pub const VIPS: [IpAddr; 2] = [
 /// The services' ports: a range, so that two flows can share a NAT backend's port.
 pub const PORTS: [u16; 2] = [80, 81];
 pub const NAT_PORT: u16 = 8080;
+/// FullNAT's local addresses.
+pub const LOCALS: [IpAddr; 2] = [IpAddr::V4(fixture::LOCAL), IpAddr::V6(fixture::LOCAL6)];
 pub const BACKENDS: u32 = 4;
 
 /// One configuration: a service on both VIPs with four backends.
@@ -38,6 +43,8 @@ pub struct World {
     pub when_no_backend: WhenNoBackend,
     pub connections: usize,
     pub clients: u32,
+    /// FullNAT's local addresses that the service may use.
+    pub locals: &'static [IpAddr],
 }
 
 impl World {
@@ -49,6 +56,7 @@ impl World {
             when_no_backend,
             connections: 20_000,
             clients: 200,
+            locals: &LOCALS,
         };
         use ForwardMethod::*;
         vec![
@@ -66,6 +74,21 @@ impl World {
                 Untracked::Hash,
                 WhenNoBackend::Reset,
             ),
+            world(
+                "fullnat, reset",
+                FullNat,
+                Untracked::Reset,
+                WhenNoBackend::UseAll,
+            ),
+            World {
+                locals: &LOCALS[..1],
+                ..world(
+                    "fullnat, hash",
+                    FullNat,
+                    Untracked::Hash,
+                    WhenNoBackend::Reset,
+                )
+            },
             World {
                 connections: 1,
                 clients: 4000,
@@ -92,6 +115,11 @@ impl World {
         }
     }
 
+    /// There is room for hardly a connection.
+    pub fn is_tiny(&self) -> bool {
+        self.connections < 100
+    }
+
     fn lab(&self) -> Lab {
         let mut lab = Lab::with_method(self.method, Scheduler::RoundRobin, &[1; BACKENDS as usize]);
         for n in 0..BACKENDS {
@@ -102,6 +130,12 @@ impl World {
                 backend.outer_source = "2001:db8:1::fe".parse().expect("IPv6");
             }
         }
+        let service = lab.service();
+        // Time jumps, and only fragments shall be forgotten.
+        for state in State::ALL {
+            service.timeouts.set(state, u16::MAX);
+        }
+        service.locals = (0..self.locals.len() as u16).collect();
         lab.service().untracked = self.untracked;
         lab.service().when_no_backend = self.when_no_backend;
         let listens = VIPS.into_iter().flat_map(|vip| {
@@ -230,6 +264,10 @@ pub struct Run {
     lab: Lab,
     shard: Shard,
     beside: Beside,
+    now: Now,
+    /// Fragments that wait, and what is still to come of a datagram that was cut.
+    held: FragmentStore<Buffer>,
+    backlog: Vec<Sent>,
 }
 
 impl Run {
@@ -245,7 +283,10 @@ impl Run {
             0x8cb9_2ba7_2f3d_8dd7,
         ]);
         let counters = Arc::new(WorkerCounters::new(BACKENDS as usize));
-        let mut shard = Shard::new(size, seed, 0, 1, counters).expect("memory");
+        let shard = Shard::new(size, seed, 0, 1, counters).expect("memory");
+        let mut shard = shard
+            .with_local_ports(2, 4, Ownership::default())
+            .expect("memory");
         shard.limit_answers(AnswerRates {
             icmp: u32::MAX,
             resets: u32::MAX,
@@ -255,6 +296,9 @@ impl Run {
             beside: Beside::default(),
             shard,
             world,
+            now: Now::from_nanos(5_000_000_000),
+            held: FragmentStore::default(),
+            backlog: Vec::new(),
         }
     }
 
@@ -294,34 +338,70 @@ impl Run {
         judge.dry = self.beside.dry;
     }
 
-    pub fn frame(&self, random: &mut Random) -> Sent {
-        generate::frame(random, &self.world)
+    /// The next frame: of a datagram that was cut before, or another.
+    pub fn frame(&mut self, random: &mut Random, judge: &Judge) -> Sent {
+        if self.backlog.is_empty() && random.one_in(12) {
+            self.backlog = generate::fragments(random, &self.world, judge);
+        }
+        match self.backlog.is_empty() || random.one_in(2) {
+            false => self.backlog.remove(0),
+            true => generate::frame(random, &self.world, judge),
+        }
+    }
+
+    /// Lets more time pass than any fragment waits. What waited comes out, dropped.
+    pub fn jump(&mut self) -> usize {
+        self.now = Now::from_nanos(self.now.nanos + 11_000_000_000);
+        let mut dropped = 0;
+        while let Some(released) = self.shard.release_fragment(self.now) {
+            assert!(!released.goes_on && self.held.take(released.ticket).is_some());
+            dropped += 1;
+        }
+        dropped
     }
 
     /// Frames go in one by one, so that the counters tell which flow got which backend.
     pub fn process(&mut self, sent: &Sent) -> Outcome {
-        let before = self.connections();
-        let mut frames = [Buffer {
+        let buffer = Buffer {
             frame: MemoryFrame::new(&sent.bytes),
             whole: sent.whole,
             headroom: sent.headroom,
-        }];
+        };
+        self.step(Arrival::Port(0), buffer)
+    }
+
+    /// The next fragment whose first one has come.
+    pub fn release(&mut self) -> Option<Outcome> {
+        let released = self.shard.release_fragment(self.now)?;
+        assert!(released.goes_on, "no time has passed");
+        let buffer = self.held.take(released.ticket).expect("a frame");
+        Some(self.step(Arrival::HandOff, buffer))
+    }
+
+    fn step(&mut self, arrival: Arrival, buffer: Buffer) -> Outcome {
+        let before = self.connections();
+        let mut frames = [buffer];
         let mut verdicts = [Verdict::Pass(Pass::Resolve); MAX_BURST];
         self.shard.process(
             &self.lab.snapshot,
-            Now::from_nanos(5_000_000_000),
-            Arrival::Port(0),
+            self.now,
+            arrival,
             &mut frames,
             &mut verdicts,
             &mut self.beside,
         );
         let after = self.connections();
         let attached = (0..BACKENDS).find(|&n| before[n as usize] != after[n as usize]);
-        Outcome {
+        let [frame] = frames;
+        let outcome = Outcome {
             verdict: verdicts[0],
-            bytes: frames[0].bytes().to_vec(),
+            bytes: frame.bytes().to_vec(),
             attached,
+        };
+        if let Verdict::Hold(ticket) = outcome.verdict {
+            assert!(self.held.put(ticket, frame).is_none(), "more wait than may");
         }
+        outcome
     }
 
     fn connections(&self) -> [u64; BACKENDS as usize] {
