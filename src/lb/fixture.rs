@@ -52,9 +52,14 @@ fn build(source: &str, destination: &str, protocol: u8) -> Build {
         text.parse()
             .unwrap_or_else(|_| panic!("not an endpoint: {text}"))
     };
+    between(parse(source), parse(destination), protocol)
+}
+
+/// A packet from one endpoint to another of the same family.
+pub fn between(source: SocketAddr, destination: SocketAddr, protocol: u8) -> Build {
     Build {
-        source: parse(source),
-        destination: parse(destination),
+        source,
+        destination,
         protocol,
         flags: 0,
         ttl: 64,
