@@ -69,14 +69,18 @@ ensure_packages() {
       missing+=("$package")
   done
   [ ${#missing[@]} -gt 0 ] || return 0
-  say "Missing Debian packages: ${missing[*]}"
-  [ "$(id -u)" -eq 0 ] || die "install them first: sudo apt-get install ${missing[*]}"
-  if [ "$YES" != yes ]; then
-    local answer=
-    read -r -p "Install them with apt-get? [y/N] " answer </dev/tty || true
-    [[ $answer == [yY]* ]] || die "cannot go on without: ${missing[*]} (--yes installs without asking)"
-  fi
+  agree_to_install "${missing[*]}"
   without_starting_services apt_install "${missing[@]}"
+}
+
+# agree_to_install PACKAGES [APT-GET-OPTIONS]: ends the script where that must not be.
+agree_to_install() {
+  local answer=
+  say "Missing Debian packages: $1"
+  [ "$(id -u)" -eq 0 ] || die "install them first: sudo apt-get install ${2:+$2 }$1"
+  [ "$YES" != yes ] || return 0
+  read -r -p "Install them with apt-get? [y/N] " answer </dev/tty || true
+  [[ $answer == [yY]* ]] || die "cannot go on without: $1 (--yes installs without asking)"
 }
 
 apt_install() {
