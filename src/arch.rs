@@ -61,6 +61,8 @@ unsafe impl Zeroed for u64 {}
 // SAFETY: see the connection's definition: integers, addresses made of bytes, and enums whose
 // first variant has discriminant 0.
 unsafe impl<A: crate::lb::flow::Address> Zeroed for crate::lb::conn::Conn<A> {}
+// SAFETY: integers and connections.
+unsafe impl<A: crate::lb::flow::Address> Zeroed for crate::lb::table::Bucket<A> {}
 
 /// A fixed array of zeroed values in memory of its own, on huge pages where the kernel grants
 /// them (`madvise`). One relocatable region: it holds no pointers.

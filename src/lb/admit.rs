@@ -114,7 +114,9 @@ impl Shard {
             lease.write(&mut conn);
             leased = Some(lease);
         }
-        match A::table_mut(&mut self.tables).insert(hash, conn) {
+        let ports = &mut self.local_ports;
+        let moved = |conn: &Conn<A>, slot| ports.settled(conn, slot);
+        match A::table_mut(&mut self.tables).insert(hash, conn, moved) {
             Ok(inserted) => {
                 self.settle(&conn, &inserted, now);
                 self.count_new(&conn);
@@ -134,15 +136,11 @@ impl Shard {
         Ok(local_end(snapshot, &conn))
     }
 
-    /// What an insert moved or evicted is made good.
+    /// What an insert evicted is made good.
     fn settle<A: Tracked>(&mut self, conn: &Conn<A>, inserted: &Inserted<A>, now: Now) {
         if let Some(evicted) = inserted.evicted {
             self.counters.evicted.add(1);
             self.let_go(&evicted, now);
-        }
-        if let Some((_, to)) = inserted.moved {
-            let moved = *A::table(&self.tables).get(to);
-            self.local_ports.settled(&moved, to);
         }
         self.local_ports.settled(conn, inserted.slot);
     }

@@ -21,6 +21,7 @@ pub mod fullnat;
 pub mod guard;
 pub mod icmp;
 pub mod listing;
+mod look;
 pub mod maglev;
 pub mod mtu;
 pub mod owner;

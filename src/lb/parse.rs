@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::checksum::Sum;
 use super::counters::DropReason;
-use super::flow::{FlowKey, protocol};
+use super::flow::{Address, FlowKey, protocol};
 
 pub const ETHERNET: usize = 14;
 const VLAN_TAG: usize = 4;
@@ -81,6 +81,94 @@ pub fn parse(frame: &[u8], checksum_verified: bool) -> Parsed {
         ETHERTYPE_VLAN => parse_tagged(frame, checksum_verified),
         _ => Parsed::Other,
     }
+}
+
+/// Plain packets, which are nearly all: TCP or UDP, sound, whole, without options or extension
+/// headers and without a VLAN tag, so that every offset is a constant.
+impl<A: Address> Packet<A> {
+    const PLAIN_L4: usize = ETHERNET + A::HEADER;
+
+    /// The plain packet in a frame that holds one: its addresses and ports, with what else is
+    /// known of it. `None` only where the frame is too short to hold any.
+    #[inline(always)]
+    pub fn plain(frame: &[u8], protocol: u8, length: u16, tcp_flags: u8) -> Option<Self> {
+        let head = frame.get(..Self::PLAIN_L4 + 4)?;
+        Some(Self {
+            key: FlowKey {
+                source: A::read(&head[ETHERNET + A::SOURCE_AT..]),
+                destination: A::read(&head[ETHERNET + A::DESTINATION_AT..]),
+                source_port: read_u16(head, Self::PLAIN_L4),
+                destination_port: read_u16(head, Self::PLAIN_L4 + 2),
+                protocol,
+            },
+            l3: ETHERNET as u8,
+            l4: Self::PLAIN_L4 as u16,
+            length,
+            tcp_flags,
+        })
+    }
+
+    /// TCP's flags, or 0 for UDP, of a plain packet that ends at `end`; `None` where its header is
+    /// cut short or is neither's.
+    #[inline(always)]
+    fn plain_flags(frame: &[u8], protocol: u8, end: usize) -> Option<u8> {
+        match protocol {
+            protocol::UDP if end >= Self::PLAIN_L4 + 8 => Some(0),
+            protocol::TCP if end >= Self::PLAIN_L4 + 20 => frame.get(Self::PLAIN_L4 + 13).copied(),
+            _ => None,
+        }
+    }
+}
+
+impl Packet<Ipv4Addr> {
+    /// The plain IPv4 packet in a frame. `None` says nothing about a frame: ask [`parse`], which
+    /// always agrees with what is found here.
+    #[inline(always)]
+    pub fn find_plain_v4(frame: &[u8], checksum_verified: bool) -> Option<Self> {
+        let head = frame.first_chunk::<{ ETHERNET + 28 }>()?;
+        let length = read_u16(head, 16);
+        let end = ETHERNET + usize::from(length);
+        let fragment = head[20] & 0x3f | head[21];
+        let is_plain = read_u16(head, 12) == ETHERTYPE_IPV4 && head[14] == 0x45 && fragment == 0;
+        if !is_plain || end > frame.len() {
+            return None;
+        }
+        let protocol = head[23];
+        let tcp_flags = Self::plain_flags(frame, protocol, end)?;
+        if !checksum_verified && !has_sound_checksum(head) {
+            return None;
+        }
+        Self::plain(frame, protocol, length, tcp_flags)
+    }
+}
+
+impl Packet<Ipv6Addr> {
+    /// The plain IPv6 packet in a frame; `None` as for IPv4.
+    #[inline(always)]
+    pub fn find_plain_v6(frame: &[u8]) -> Option<Self> {
+        let head = frame.first_chunk::<{ ETHERNET + 48 }>()?;
+        let length = 40 + usize::from(read_u16(head, 18));
+        let end = ETHERNET + length;
+        let is_plain = read_u16(head, 12) == ETHERTYPE_IPV6 && head[14] >> 4 == 6;
+        if !is_plain || end > frame.len() {
+            return None;
+        }
+        let protocol = head[20];
+        let tcp_flags = Self::plain_flags(frame, protocol, end)?;
+        Self::plain(frame, protocol, u16::try_from(length).ok()?, tcp_flags)
+    }
+}
+
+/// Verifies the checksum of an IPv4 header without options behind an Ethernet header. The one's
+/// complement sum is a sum modulo 2^16 - 1 that does not depend on the byte order (RFC 1071 2 B),
+/// and that of a sound header is zero.
+#[inline(always)]
+fn has_sound_checksum(head: &[u8; ETHERNET + 28]) -> bool {
+    let word = |at: usize| {
+        let [a, b, c, d] = [head[at], head[at + 1], head[at + 2], head[at + 3]];
+        u64::from(u32::from_ne_bytes([a, b, c, d]))
+    };
+    (word(14) + word(18) + word(22) + word(26) + word(30)) % 0xffff == 0
 }
 
 fn parse_tagged(frame: &[u8], checksum_verified: bool) -> Parsed {
@@ -294,7 +382,7 @@ pub(super) fn transport(l4: &[u8], number: u8) -> Transport {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lb::fixture::{udp4, udp6};
+    use crate::lb::fixture::{tcp4, tcp6, udp4, udp6};
     use proptest::prelude::*;
 
     #[test]
@@ -340,6 +428,38 @@ mod tests {
     }
 
     proptest! {
+        /// What the short way finds, the long way finds too.
+        #[test]
+        fn plain_packets_are_what_parse_says(
+            v6: bool,
+            tcp: bool,
+            payload in prop::collection::vec(any::<u8>(), 0..24),
+            damage in prop::option::of((0usize..80, any::<u8>())),
+            cut in prop::option::of(0usize..80),
+            verified: bool,
+        ) {
+            let mut frame = match (v6, tcp) {
+                (false, false) => udp4("10.0.0.1:1000", "10.0.0.2:53").payload(&payload).frame(),
+                (false, true) => tcp4("10.0.0.1:1000", "10.0.0.2:53").payload(&payload).frame(),
+                (true, false) => udp6("[2001:db8::1]:1000", "[2001:db8::2]:53").payload(&payload).frame(),
+                (true, true) => tcp6("[2001:db8::1]:1000", "[2001:db8::2]:53").payload(&payload).frame(),
+            };
+            if let Some((at, bits)) = damage && at < frame.len() {
+                frame[at] ^= bits;
+            }
+            if let Some(length) = cut {
+                frame.truncate(length);
+            }
+            let whole = damage.is_none_or(|(_, bits)| bits == 0) && cut.is_none_or(|n| n >= frame.len() && n >= 78);
+            let parsed = parse(&frame, verified);
+            match (Packet::find_plain_v4(&frame, verified), Packet::find_plain_v6(&frame)) {
+                (Some(packet), None) => prop_assert_eq!(parsed, Parsed::V4(packet)),
+                (None, Some(packet)) => prop_assert_eq!(parsed, Parsed::V6(packet)),
+                (None, None) => prop_assert!(!whole, "a plain packet was not seen as one"),
+                both => prop_assert!(false, "{both:?}"),
+            }
+        }
+
         #[test]
         fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..120), v6: bool, tagged: bool) {
             let mut bytes = bytes;

@@ -5,7 +5,7 @@
 //! others go through [`super::admit`]. A shard belongs to one worker, and nothing in it is shared
 //! but the counters, which management reads.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use super::answers::{AnswerLimits, AnswerRates, to_client};
@@ -17,8 +17,9 @@ use super::fragment::Fragments;
 use super::frame::Frame;
 use super::fullnat::{LocalPorts, local_end};
 use super::guard::Guard;
+use super::look::{Burst, Kind, Look, Looks, Meets, looks};
 use super::owner::{Ownership, Side};
-use super::parse::{ETHERNET, Packet, Parsed, parse, tcp};
+use super::parse::{Packet, Parsed, tcp};
 use super::schedule::{Place, SchedulerState};
 use super::snapshot::{Backend, BackendId, BackendState, ForwardMethod, Snapshot};
 use super::table::{ConnTable, Slot};
@@ -85,25 +86,26 @@ pub struct Shard {
     /// Of the burst in hand: where it came in, and the smallest MTU of all ports.
     pub(super) arrival: Arrival,
     smallest_mtu: u16,
+    looks: Looks,
 }
 
-/// What a packet is to meet in this shard, and so which end its table hash was taken from.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Meets {
-    Request,
-    Reply,
-    /// A FullNAT reply: the hash is the number of its local port's cell.
-    LocalReply,
-    /// Nothing: another worker owns its flow.
-    Elsewhere(u8),
-}
-
-/// What the first pass found out about a packet.
+/// Where a packet's entry should be.
 #[derive(Clone, Copy)]
-struct Look {
-    parsed: Parsed,
+struct Aim {
     hash: u64,
     meets: Meets,
+    slot: Slot,
+}
+
+impl Look {
+    #[inline(always)]
+    fn aim(&self) -> Aim {
+        Aim {
+            hash: self.hash,
+            meets: self.meets,
+            slot: self.slot,
+        }
+    }
 }
 
 impl Shard {
@@ -117,8 +119,8 @@ impl Shard {
     ) -> std::io::Result<Self> {
         Ok(Self {
             tables: Tables {
-                v4: ConnTable::new(size.connections_v4)?,
-                v6: ConnTable::new(size.connections_v6)?,
+                v4: ConnTable::new(size.connections_v4, seed)?,
+                v6: ConnTable::new(size.connections_v6, seed)?,
             },
             seed,
             worker: worker as u8,
@@ -136,6 +138,7 @@ impl Shard {
             scheduled: None,
             arrival: Arrival::HandOff,
             smallest_mtu: 0,
+            looks: looks(),
         })
     }
 
@@ -150,122 +153,73 @@ impl Shard {
         verdicts: &mut [Verdict; MAX_BURST],
         outbox: &mut O,
     ) {
-        let count = frames.len().min(MAX_BURST);
         self.arrival = arrival;
         self.smallest_mtu = snapshot.ports.iter().map(|p| p.mtu).min().unwrap_or(0);
-        let mut looks = [const {
-            Look {
-                parsed: Parsed::Other,
-                hash: 0,
-                meets: Meets::Request,
-            }
-        }; MAX_BURST];
+        let burst = Burst::new(snapshot, arrival);
+        // Out of `self` while its methods are called; no memory moves.
+        let mut looks = std::mem::take(&mut self.looks);
         for (look, frame) in looks.iter_mut().zip(&*frames) {
-            *look = self.look(snapshot, arrival, frame);
+            self.look(&burst, frame, look);
         }
-        for look in &looks[..count] {
-            if look.meets == Meets::LocalReply {
-                self.prefetch_local(look);
-                continue;
-            }
-            match look.parsed {
-                Parsed::V4(_) => self.tables.v4.prefetch_entry(look.hash),
-                Parsed::V6(_) => self.tables.v6.prefetch_entry(look.hash),
-                _ => {}
-            }
+        for (look, _) in looks.iter_mut().zip(&*frames) {
+            self.reach(look);
         }
         for ((look, frame), verdict) in looks.iter().zip(frames).zip(verdicts) {
-            *verdict = match &look.parsed {
-                Parsed::V4(packet) => self.packet(snapshot, now, frame, packet, look, outbox),
-                Parsed::V6(packet) => self.packet(snapshot, now, frame, packet, look, outbox),
-                Parsed::Bad(reason) => Verdict::Drop(*reason),
-                Parsed::FragmentV4 { .. } | Parsed::FragmentV6 { .. } => {
-                    self.fragment(snapshot, now, arrival, frame, &look.parsed, outbox)
+            *verdict = match look.kind {
+                Kind::V4 => self.plain::<Ipv4Addr, O>(snapshot, now, frame, look, outbox),
+                Kind::V6 => self.plain::<Ipv6Addr, O>(snapshot, now, frame, look, outbox),
+                Kind::Elsewhere => Verdict::HandOff(look.hash as u8),
+                Kind::OddV4 | Kind::OddV6 | Kind::Unusual => {
+                    self.unusual(&burst, now, frame, look, outbox)
                 }
-                Parsed::IcmpV4 { .. } | Parsed::IcmpV6 { .. } => {
-                    match self.error_elsewhere(snapshot, arrival, &look.parsed, frame.bytes()) {
-                        Some(owner) => Verdict::HandOff(owner),
-                        None => self.icmp(snapshot, now, frame, &look.parsed),
-                    }
-                }
-                Parsed::Other => Verdict::Pass(Pass::Local),
             };
         }
+        self.looks = looks;
     }
 
-    /// First pass: headers, hash, and a request for the bucket.
+    /// Third pass: a plain TCP or UDP packet.
     #[inline(always)]
-    fn look<F: Frame>(&self, snapshot: &Snapshot, arrival: Arrival, frame: &F) -> Look {
-        let bytes = frame.bytes();
-        let mut look = Look {
-            parsed: Parsed::Other,
-            hash: 0,
-            meets: Meets::Request,
-        };
-        look.parsed = match station(snapshot, arrival, bytes) {
-            Station::Us => parse(bytes, frame.ip_checksum_verified()),
-            Station::Group => for_a_group(bytes, snapshot),
-            Station::Foreign => Parsed::Bad(DropReason::ForeignMac),
-        };
-        if !frame.is_contiguous() && matches!(look.parsed, Parsed::V4(_) | Parsed::V6(_)) {
-            look.parsed = Parsed::Bad(DropReason::Segmented);
-        }
-        match &look.parsed {
-            Parsed::V4(packet) => {
-                (look.hash, look.meets) = self.meets(snapshot, arrival, &packet.key);
-                self.prefetch_first::<Ipv4Addr>(&look);
-            }
-            Parsed::V6(packet) => {
-                (look.hash, look.meets) = self.meets(snapshot, arrival, &packet.key);
-                self.prefetch_first::<Ipv6Addr>(&look);
-            }
-            _ => {}
-        }
-        look
-    }
-
-    /// What a packet is to meet, and the hash of the client's end of its flow: the source, but for
-    /// replies.
-    #[inline(always)]
-    fn meets<A: Address>(
-        &self,
+    fn plain<A: Tracked, O: Outbox>(
+        &mut self,
         snapshot: &Snapshot,
-        arrival: Arrival,
-        key: &FlowKey<A>,
-    ) -> (u64, Meets) {
-        let side = match snapshot.two_way {
-            true => snapshot.sides.side(key.source, key.destination),
-            false => Side::OneWay,
-        };
-        if snapshot.ownership.compute && arrival != Arrival::HandOff {
-            let owner = side.owner(snapshot.ownership, key);
-            if owner != self.worker {
-                return (0, Meets::Elsewhere(owner));
-            }
-        }
-        let hash = |address, port| endpoint_hash(&self.seed, key.protocol, address, port);
-        match side {
-            Side::OneWay | Side::TwoWay => (hash(key.source, key.source_port), Meets::Request),
-            Side::Reply => (hash(key.destination, key.destination_port), Meets::Reply),
-            Side::LocalReply(address) => (self.local_cell(address, key), Meets::LocalReply),
+        now: Now,
+        frame: &mut O::Frame,
+        look: &Look,
+        outbox: &mut O,
+    ) -> Verdict {
+        let (protocol, length) = (look.protocol, look.length);
+        match Packet::<A>::plain(frame.bytes(), protocol, length, look.tcp_flags) {
+            Some(packet) => self.meet(snapshot, now, frame, packet, look.aim(), outbox),
+            None => Verdict::Drop(DropReason::Truncated),
         }
     }
 
-    #[inline(always)]
-    fn prefetch_first<A: Tracked>(&self, look: &Look) {
-        if look.meets == Meets::LocalReply {
-            self.local_ports.prefetch(look.hash as usize);
-        } else {
-            A::table(&self.tables).prefetch_bucket(look.hash);
-        }
-    }
-
-    fn prefetch_local(&self, look: &Look) {
-        if let Some(slot) = self.local_ports.slot(look.hash as usize) {
-            match look.parsed {
-                Parsed::V4(_) => self.tables.v4.prefetch_slot(slot),
-                _ => self.tables.v6.prefetch_slot(slot),
+    /// Third pass: any other frame.
+    #[inline(never)]
+    fn unusual<O: Outbox>(
+        &mut self,
+        burst: &Burst,
+        now: Now,
+        frame: &mut O::Frame,
+        look: &Look,
+        outbox: &mut O,
+    ) -> Verdict {
+        let (snapshot, arrival) = (burst.snapshot, burst.arrival);
+        let parsed = burst.parse(frame);
+        match parsed {
+            Parsed::V4(packet) => self.meet(snapshot, now, frame, packet, look.aim(), outbox),
+            Parsed::V6(packet) => self.meet(snapshot, now, frame, packet, look.aim(), outbox),
+            Parsed::Bad(reason) => Verdict::Drop(reason),
+            Parsed::FragmentV4 { .. } | Parsed::FragmentV6 { .. } => {
+                self.fragment(snapshot, now, arrival, frame, &parsed, outbox)
             }
+            Parsed::IcmpV4 { .. } | Parsed::IcmpV6 { .. } => {
+                match self.error_elsewhere(snapshot, arrival, &parsed, frame.bytes()) {
+                    Some(owner) => Verdict::HandOff(owner),
+                    None => self.icmp(snapshot, now, frame, &parsed),
+                }
+            }
+            Parsed::Other => Verdict::Pass(Pass::Local),
         }
     }
 
@@ -330,12 +284,12 @@ impl Shard {
         outbox: &mut O,
     ) -> Verdict {
         let (hash, meets) = self.meets(snapshot, Arrival::HandOff, &packet.key);
-        let look = Look {
-            parsed: Parsed::Other,
+        let aim = Aim {
             hash,
             meets,
+            slot: Slot::NONE,
         };
-        self.packet(snapshot, now, frame, packet, &look, outbox)
+        self.meet(snapshot, now, frame, *packet, aim, outbox)
     }
 
     /// The worker to hand an ICMP error to, where it speaks of a flow of another one.
@@ -356,53 +310,85 @@ impl Shard {
         owner.filter(|&owner| owner != self.worker)
     }
 
-    /// Third pass: a TCP or UDP packet meets its connection.
+    /// A TCP or UDP packet meets its connection.
+    ///
+    /// Here and below, what is rare gets a copy of the packet: a reference to the packet itself
+    /// would force it out of the registers for all.
     #[inline(always)]
-    fn packet<A: Tracked, O: Outbox>(
+    fn meet<A: Tracked, O: Outbox>(
+        &mut self,
+        snapshot: &Snapshot,
+        now: Now,
+        frame: &mut O::Frame,
+        packet: Packet<A>,
+        aim: Aim,
+        outbox: &mut O,
+    ) -> Verdict {
+        frame.truncate(usize::from(packet.l3) + usize::from(packet.length));
+        if aim.meets == Meets::Request {
+            if let Some(way) = self.settled(snapshot, now, &packet, aim) {
+                return self.send_to_backend(snapshot, now, frame, packet, way, outbox);
+            }
+            return self.request(snapshot, now, frame, &{ packet }, aim.hash, outbox);
+        }
+        if aim.meets == Meets::Reply
+            && let Some(conn) = self.settled_reply(snapshot, now, &packet, aim.slot)
+        {
+            return self.send_to_client(snapshot, now, frame, packet, conn, outbox);
+        }
+        self.reply(snapshot, now, frame, &{ packet }, aim, outbox)
+    }
+
+    /// The way of a packet in whose connection nothing changes but the time stamp: nearly every
+    /// packet. What does not qualify is looked at again by [`Shard::request`].
+    #[inline(always)]
+    fn settled<'s, A: Tracked>(
+        &mut self,
+        snapshot: &'s Snapshot,
+        now: Now,
+        packet: &Packet<A>,
+        aim: Aim,
+    ) -> Option<Way<'s, A>> {
+        let conn = A::table_mut(&mut self.tables).live(aim.slot)?;
+        if !is_request(conn, &packet.key)
+            || !is_settled(conn, packet.tcp_flags)
+            || conn.is_expired(now.second)
+        {
+            return None;
+        }
+        let backend = snapshot.backend(conn.backend)?;
+        if backend.state == BackendState::Removed {
+            return None;
+        }
+        if conn.last_seen != now.second {
+            conn.last_seen = now.second;
+        }
+        Some(Way {
+            backend,
+            hash: aim.hash,
+            local: local_end(snapshot, conn),
+        })
+    }
+
+    /// A packet of a client, whatever the state of its flow.
+    #[inline(never)]
+    fn request<A: Tracked, O: Outbox>(
         &mut self,
         snapshot: &Snapshot,
         now: Now,
         frame: &mut O::Frame,
         packet: &Packet<A>,
-        look: &Look,
+        hash: u64,
         outbox: &mut O,
     ) -> Verdict {
-        if let Meets::Elsewhere(owner) = look.meets {
-            return Verdict::HandOff(owner);
-        }
-        let end = usize::from(packet.l3) + usize::from(packet.length);
-        frame.truncate(end);
-        let table = A::table(&self.tables);
-        if look.meets == Meets::Request {
-            if let Some(slot) = table.find(look.hash, |conn| is_request(conn, &packet.key)) {
-                return self.client_packet(snapshot, now, frame, packet, slot, look.hash, outbox);
-            }
-            return self.admit(snapshot, now, frame, packet, look.hash, outbox);
-        }
-        if look.meets == Meets::LocalReply {
-            return match self.local_reply(snapshot, look.hash, &packet.key) {
-                Some(slot) => self.backend_packet(snapshot, now, frame, packet, slot, outbox),
-                None => self.unknown_reply(packet),
-            };
-        }
-        if let Some(slot) = table.find(look.hash, |conn| is_reply(snapshot, conn, &packet.key)) {
-            return self.backend_packet(snapshot, now, frame, packet, slot, outbox);
-        }
-        // A prefix service may balance addresses that are not ours.
-        let hash = endpoint_hash(
-            &self.seed,
-            packet.key.protocol,
-            packet.key.source,
-            packet.key.source_port,
-        );
-        match table.find(hash, |conn| is_request(conn, &packet.key)) {
+        let found = A::table(&self.tables).find(hash, |conn| is_request(conn, &packet.key));
+        match found {
             Some(slot) => self.client_packet(snapshot, now, frame, packet, slot, hash, outbox),
             None => self.admit(snapshot, now, frame, packet, hash, outbox),
         }
     }
 
     /// A client's packet of a tracked flow.
-    #[inline(always)]
     #[allow(clippy::too_many_arguments)]
     fn client_packet<A: Tracked, O: Outbox>(
         &mut self,
@@ -432,19 +418,31 @@ impl Shard {
             self.clamp(snapshot, backend, frame.bytes_mut(), packet);
         }
         let conn = A::table_mut(&mut self.tables).get_mut(slot);
-        if conn.last_seen != now.second {
-            conn.last_seen = now.second;
-        }
+        conn.last_seen = now.second;
         let way = Way {
             backend,
             hash,
             local: local_end(snapshot, conn),
         };
-        let verdict = to_backend(frame, packet, &way);
+        self.send_to_backend(snapshot, now, frame, *packet, way, outbox)
+    }
+
+    #[inline(always)]
+    fn send_to_backend<A: Tracked, O: Outbox>(
+        &mut self,
+        snapshot: &Snapshot,
+        now: Now,
+        frame: &mut O::Frame,
+        packet: Packet<A>,
+        way: Way<A>,
+        outbox: &mut O,
+    ) -> Verdict {
+        let verdict = to_backend(frame, &packet, &way);
         if let Verdict::Drop(reason) = verdict {
-            return self.undelivered(snapshot, now, frame, packet, &way, reason, outbox);
+            let (packet, way) = (packet, way);
+            return self.undelivered(snapshot, now, frame, &packet, &way, reason, outbox);
         }
-        self.count_in(backend, packet);
+        self.count_in(way.backend, &packet);
         verdict
     }
 
@@ -456,8 +454,59 @@ impl Shard {
         }
     }
 
-    /// A backend's packet of a NAT flow, on its way to the client.
+    /// The connection of a NAT backend's packet in which nothing changes but the time stamp.
     #[inline(always)]
+    fn settled_reply<A: Tracked>(
+        &mut self,
+        snapshot: &Snapshot,
+        now: Now,
+        packet: &Packet<A>,
+        slot: Slot,
+    ) -> Option<Conn<A>> {
+        let conn = A::table_mut(&mut self.tables).live(slot)?;
+        if !is_settled(conn, packet.tcp_flags)
+            || conn.is_expired(now.second)
+            || !is_reply(snapshot, conn, &packet.key)
+        {
+            return None;
+        }
+        let backend = snapshot.backend(conn.backend)?;
+        if backend.state == BackendState::Removed {
+            return None;
+        }
+        if conn.last_seen != now.second {
+            conn.last_seen = now.second;
+        }
+        Some(*conn)
+    }
+
+    /// A packet that is not from a client to an address of ours.
+    #[inline(never)]
+    fn reply<A: Tracked, O: Outbox>(
+        &mut self,
+        snapshot: &Snapshot,
+        now: Now,
+        frame: &mut O::Frame,
+        packet: &Packet<A>,
+        aim: Aim,
+        outbox: &mut O,
+    ) -> Verdict {
+        let key = &packet.key;
+        if aim.meets == Meets::LocalReply {
+            return match self.local_reply(snapshot, aim.hash, key) {
+                Some(slot) => self.backend_packet(snapshot, now, frame, packet, slot, outbox),
+                None => self.unknown_reply(packet),
+            };
+        }
+        let table = A::table(&self.tables);
+        if let Some(slot) = table.find(aim.hash, |conn| is_reply(snapshot, conn, key)) {
+            return self.backend_packet(snapshot, now, frame, packet, slot, outbox);
+        }
+        // A prefix service may balance addresses that are not ours.
+        self.request(snapshot, now, frame, packet, self.client_hash(key), outbox)
+    }
+
+    /// A backend's packet of a NAT flow, on its way to the client.
     fn backend_packet<A: Tracked, O: Outbox>(
         &mut self,
         snapshot: &Snapshot,
@@ -484,14 +533,27 @@ impl Shard {
             }
         }
         A::table_mut(&mut self.tables).get_mut(slot).last_seen = now.second;
+        self.send_to_client(snapshot, now, frame, *packet, conn, outbox)
+    }
+
+    #[inline(always)]
+    fn send_to_client<A: Tracked, O: Outbox>(
+        &mut self,
+        snapshot: &Snapshot,
+        now: Now,
+        frame: &mut O::Frame,
+        packet: Packet<A>,
+        conn: Conn<A>,
+        outbox: &mut O,
+    ) -> Verdict {
         let verdict = if packet.length > self.smallest_mtu {
-            self.long_reply(snapshot, now, frame, packet, &conn, outbox)
+            self.long_reply(snapshot, now, frame, &{ packet }, &{ conn }, outbox)
         } else {
-            to_client(snapshot, frame, packet, &conn)
+            to_client(snapshot, frame, &packet, &conn)
         };
         match verdict {
             Verdict::Drop(DropReason::TtlExpired) => {
-                return self.expired(snapshot, now, frame, packet, conn.vip);
+                return self.expired(snapshot, now, frame, &{ packet }, conn.vip);
             }
             Verdict::Transmit(_) | Verdict::Pass(_) => {}
             _ => return verdict,
@@ -624,7 +686,7 @@ impl Shard {
         self.admit(snapshot, now, frame, packet, hash, outbox)
     }
 
-    /// Buckets of the larger table.
+    /// Buckets in use of the larger table.
     pub fn buckets(&self) -> usize {
         self.tables.v4.buckets().max(self.tables.v6.buckets())
     }
@@ -647,6 +709,12 @@ impl Shard {
             uncount(counters, &conn);
             ports.release(&conn, now.second);
         });
+        self.tables
+            .v4
+            .shrink(|conn, slot| ports.settled(conn, slot));
+        self.tables
+            .v6
+            .shrink(|conn, slot| ports.settled(conn, slot));
         counters.table_v4.set(self.tables.v4.len() as u64);
         counters.table_v6.set(self.tables.v6.len() as u64);
         counters.local_ports.set(ports.usage().0);
@@ -763,64 +831,6 @@ fn to_nat<A: Address>(
     }
     super::forward::write_macs(frame, link);
     Ok(())
-}
-
-/// Whom a frame is for.
-#[derive(PartialEq, Eq)]
-enum Station {
-    Us,
-    /// Broadcast or multicast.
-    Group,
-    Foreign,
-}
-
-#[inline(always)]
-fn station(snapshot: &Snapshot, arrival: Arrival, frame: &[u8]) -> Station {
-    // What another worker handed over was judged there.
-    let Arrival::Port(ingress) = arrival else {
-        return Station::Us;
-    };
-    let (Some(to), Some(port)) = (
-        frame.first_chunk::<6>(),
-        snapshot.ports.get(usize::from(ingress)),
-    ) else {
-        return Station::Us;
-    };
-    match *to == port.mac {
-        true => Station::Us,
-        false if to[0] & 1 == 1 => Station::Group,
-        false => Station::Foreign,
-    }
-}
-
-/// Broadcast and multicast frames carry ARP, NDP and routing protocols, which management and the
-/// kernel want; balanced traffic never comes that way.
-#[cold]
-fn for_a_group(bytes: &[u8], snapshot: &Snapshot) -> Parsed {
-    let balanced =
-        |address: IpAddr, number, port| snapshot.service_map.find(number, address, port).is_some();
-    match parse(bytes, false) {
-        Parsed::V4(p)
-            if balanced(
-                p.key.destination.into(),
-                p.key.protocol,
-                p.key.destination_port,
-            ) =>
-        {
-            Parsed::Bad(DropReason::BroadcastMac)
-        }
-        Parsed::V6(p)
-            if balanced(
-                p.key.destination.into(),
-                p.key.protocol,
-                p.key.destination_port,
-            ) =>
-        {
-            Parsed::Bad(DropReason::BroadcastMac)
-        }
-        Parsed::Bad(reason) if bytes.len() < ETHERNET => Parsed::Bad(reason),
-        _ => Parsed::Other,
-    }
 }
 
 #[cfg(test)]

@@ -235,7 +235,7 @@ pub struct PortView {
 /// Values in chunks behind `Arc`s, so that a successor copies only the chunks it changes.
 #[derive(Clone, Debug)]
 pub struct Chunked<T> {
-    chunks: Vec<Arc<Vec<T>>>,
+    chunks: Vec<Arc<[T]>>,
     length: usize,
 }
 
@@ -270,16 +270,6 @@ impl<T: Clone> Chunked<T> {
         self.chunks.iter().flat_map(|chunk| chunk.iter())
     }
 
-    pub fn push(&mut self, value: T) {
-        if self.length.is_multiple_of(CHUNK) {
-            self.chunks.push(Arc::new(Vec::with_capacity(CHUNK)));
-        }
-        if let Some(last) = self.chunks.last_mut() {
-            Arc::make_mut(last).push(value);
-        }
-        self.length += 1;
-    }
-
     /// Access for change: copies the chunk where a predecessor still shares it.
     pub fn get_mut(&mut self, index: u32) -> Option<&mut T> {
         Arc::make_mut(self.chunks.get_mut(index as usize / CHUNK)?).get_mut(index as usize % CHUNK)
@@ -288,11 +278,16 @@ impl<T: Clone> Chunked<T> {
 
 impl<T: Clone> FromIterator<T> for Chunked<T> {
     fn from_iter<I: IntoIterator<Item = T>>(values: I) -> Self {
+        let mut values = values.into_iter();
         let mut chunked = Self::default();
-        for value in values {
-            chunked.push(value);
+        loop {
+            let chunk: Arc<[T]> = values.by_ref().take(CHUNK).collect();
+            if chunk.is_empty() {
+                return chunked;
+            }
+            chunked.length += chunk.len();
+            chunked.chunks.push(chunk);
         }
-        chunked
     }
 }
 

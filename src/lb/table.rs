@@ -1,16 +1,20 @@
 //! The connection table: one per worker and address family, of fixed size, never shared.
 //!
-//! A bucket is one cache line of 32 tags of 16 bits; the 32 entries that belong to it lie beside
-//! the tags, so that a look-up touches two lines. Every key has two buckets; the second is
-//! computed from the first and the tag alone, so an entry can move between them without its key.
-//! An insert takes the first where it has room, then the second, then makes room by moving one
-//! entry to its other bucket: 95 % load is reached. Tags only sort out; what matches is decided
-//! by the caller on the full key. Runs on workers; never allocates after [`ConnTable::new`].
+//! A bucket is one cache line of 32 tags of 16 bits and the 32 entries that belong to it right
+//! behind, so that a look-up touches two lines and mostly one page. The table grows and shrinks
+//! inside its memory by linear hashing (W. Litwin, 1980), one row of buckets at a time, so that a
+//! few connections lie close together: they then cost few cache lines and few TLB entries,
+//! however many there is room for.
+//!
+//! Every key has two buckets. An insert takes the first where it has room, then the second, then
+//! makes room by moving one entry to its other bucket: 95 % load is reached. Tags only sort out;
+//! what matches is decided by the caller on the full key. Runs on workers; never allocates after
+//! [`ConnTable::new`].
 
 use crate::arch::{Region, match_tags, prefetch};
 
 use super::conn::{Conn, State, flag};
-use super::flow::Address;
+use super::flow::{Address, Seed, endpoint_hash};
 
 /// Entries of a bucket.
 pub const WAYS: usize = 32;
@@ -20,6 +24,9 @@ pub const WAYS: usize = 32;
 pub struct Slot(u32);
 
 impl Slot {
+    /// No slot of any table.
+    pub const NONE: Slot = Slot(u32::MAX);
+
     /// The slot of this index, as [`Slot::index`] gave it.
     #[inline(always)]
     pub(super) fn at(index: u32) -> Self {
@@ -28,6 +35,16 @@ impl Slot {
 
     pub fn index(self) -> usize {
         self.0 as usize
+    }
+
+    #[inline(always)]
+    fn bucket(self) -> usize {
+        self.index() / WAYS
+    }
+
+    #[inline(always)]
+    fn way(self) -> usize {
+        self.index() % WAYS
     }
 }
 
@@ -41,24 +58,40 @@ pub struct Inserted<A: Address> {
     pub slot: Slot,
     /// An embryonic connection that had to make room.
     pub evicted: Option<Conn<A>>,
-    /// An entry that moved to its other bucket: from, to.
-    pub moved: Option<(Slot, Slot)>,
+}
+
+/// The tags of 32 entries, 0 for a free one, and the entries.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Bucket<A: Address> {
+    tags: [u16; WAYS],
+    conns: [Conn<A>; WAYS],
 }
 
 pub struct ConnTable<A: Address> {
-    tags: Region<[u16; WAYS]>,
-    conns: Region<Conn<A>>,
+    seed: Seed,
+    /// Row after row, `lanes` to a row; those beyond `rows` are empty and not in use.
+    buckets: Region<Bucket<A>>,
+    /// A key's lane is the same in both its rows, and however many rows there are.
+    lanes: usize,
+    /// Rows in use, at least one.
+    rows: usize,
     length: usize,
     sweep: usize,
 }
 
 impl<A: Address> ConnTable<A> {
     /// A table with room for at least `connections` at 95 % load.
-    pub fn new(connections: usize) -> std::io::Result<Self> {
-        let buckets = (connections + connections / 19).div_ceil(WAYS).max(2);
+    pub fn new(connections: usize, seed: Seed) -> std::io::Result<Self> {
+        let wanted = (connections + connections / 19).div_ceil(WAYS).max(2);
+        // A power of two of rows, and so few lanes that little is rounded up and rows are short.
+        let rows = 1 << (wanted.ilog2().saturating_sub(2));
+        let lanes = wanted.div_ceil(rows);
         Ok(Self {
-            tags: Region::zeroed(buckets)?,
-            conns: Region::zeroed(buckets * WAYS)?,
+            seed,
+            buckets: Region::zeroed(rows * lanes)?,
+            lanes,
+            rows: 1,
             length: 0,
             sweep: 0,
         })
@@ -66,7 +99,7 @@ impl<A: Address> ConnTable<A> {
 
     /// Slots in all; an insert can fail a little before they are used up.
     pub fn capacity(&self) -> usize {
-        self.conns.len()
+        self.buckets.len() * WAYS
     }
 
     /// Entries in use, expired ones that no sweep has met included.
@@ -85,7 +118,7 @@ impl<A: Address> ConnTable<A> {
 
     /// Bytes of memory the table takes, tags and entries.
     pub fn memory(&self) -> usize {
-        self.tags.len() * size_of::<[u16; WAYS]>() + self.conns.len() * size_of::<Conn<A>>()
+        self.buckets.len() * size_of::<Bucket<A>>()
     }
 
     #[inline(always)]
@@ -93,59 +126,90 @@ impl<A: Address> ConnTable<A> {
         (hash as u16).max(1)
     }
 
+    /// The row that a number belongs to: its low bits, one less where that row is not yet split.
     #[inline(always)]
-    fn bucket(&self, hash: u64) -> usize {
-        (((hash >> 32) * self.tags.len() as u64) >> 32) as usize
-    }
-
-    /// The other bucket of an entry with this tag: an involution.
-    #[inline(always)]
-    fn other(&self, bucket: usize, tag: u16) -> usize {
-        let buckets = self.tags.len();
-        let mixed = u32::from(tag).wrapping_mul(0x9e37_79b1);
-        let shift = ((u64::from(mixed) * buckets as u64) >> 32) as usize;
-        if shift >= bucket {
-            shift - bucket
+    fn row(&self, bits: usize) -> usize {
+        let mask = usize::MAX >> self.rows.leading_zeros();
+        let row = bits & mask;
+        if row < self.rows {
+            row
         } else {
-            shift + buckets - bucket
+            row & mask >> 1
         }
     }
 
-    /// First of three passes: asks for the line of tags.
     #[inline(always)]
-    pub fn prefetch_bucket(&self, hash: u64) {
-        prefetch(&self.tags[self.bucket(hash)]);
+    fn lane(&self, hash: u64) -> usize {
+        (((hash >> 32) * self.lanes as u64) >> 32) as usize
     }
 
-    /// Second pass: asks for the entry that most likely matches, or the second bucket.
+    /// The first of the two buckets of a key with this hash.
     #[inline(always)]
-    pub fn prefetch_entry(&self, hash: u64) {
-        let (bucket, tag) = (self.bucket(hash), Self::tag(hash));
-        let found = match_tags(&self.tags[bucket], tag);
+    fn first(&self, hash: u64) -> usize {
+        self.row((hash >> 16) as usize) * self.lanes + self.lane(hash)
+    }
+
+    /// The second of the two buckets; in a small table it may be the first.
+    #[inline(always)]
+    fn second(&self, hash: u64) -> usize {
+        let bits = (hash >> 16) as u32 ^ (u32::from(Self::tag(hash)).wrapping_mul(0x9e37_79b1) | 1);
+        self.row(bits as usize) * self.lanes + self.lane(hash)
+    }
+
+    fn hash(&self, conn: &Conn<A>) -> u64 {
+        endpoint_hash(&self.seed, conn.protocol, conn.client, conn.client_port)
+    }
+
+    /// First of three passes: asks for the line of tags, and says where the bucket begins.
+    #[inline(always)]
+    pub fn prefetch_bucket(&self, hash: u64) -> Slot {
+        let bucket = self.first(hash);
+        if let Some(bucket) = self.buckets.get(bucket) {
+            prefetch(bucket);
+        }
+        Slot((bucket * WAYS) as u32)
+    }
+
+    /// Second pass: asks for the entry that most likely matches and sets `slot`, the begin of the
+    /// bucket so far, to it; or asks for the second bucket.
+    #[inline(always)]
+    pub fn prefetch_entry(&self, slot: &mut Slot, hash: u64) {
+        let Some(Bucket { tags, conns }) = self.buckets.get(slot.bucket()) else {
+            return;
+        };
+        let found = match_tags(tags, Self::tag(hash));
         if found != 0 {
-            prefetch(&self.conns[bucket * WAYS + found.trailing_zeros() as usize]);
-        } else {
-            prefetch(&self.tags[self.other(bucket, tag)]);
+            let way = found.trailing_zeros();
+            prefetch(&conns[way as usize % WAYS]);
+            *slot = Slot(slot.0 | way);
+        } else if let Some(other) = self.buckets.get(self.second(hash)) {
+            prefetch(other);
         }
     }
 
     /// Asks for an entry whose slot is known.
     #[inline(always)]
     pub fn prefetch_slot(&self, slot: Slot) {
-        if let Some(conn) = self.conns.get(slot.index()) {
+        if let Some(conn) = self.try_get(slot) {
             prefetch(conn);
         }
     }
 
-    /// Third pass: the entry with this hash for which `matches` holds.
+    /// Third pass, in the hope that [`ConnTable::prefetch_entry`] found the right one: the live
+    /// entry there, which may have changed since and must be compared with the whole key.
+    #[inline(always)]
+    pub fn live(&mut self, slot: Slot) -> Option<&mut Conn<A>> {
+        let bucket = self.buckets.get_mut(slot.bucket())?;
+        let conn = &mut bucket.conns[slot.way()];
+        (conn.state != State::None).then_some(conn)
+    }
+
+    /// The entry with this hash for which `matches` holds.
     #[inline(always)]
     pub fn find(&self, hash: u64, matches: impl Fn(&Conn<A>) -> bool) -> Option<Slot> {
-        let (bucket, tag) = (self.bucket(hash), Self::tag(hash));
-        let first = self.find_in(bucket, tag, &matches);
-        if first.is_some() {
-            return first;
-        }
-        self.find_in(self.other(bucket, tag), tag, &matches)
+        let tag = Self::tag(hash);
+        let first = self.find_in(self.first(hash), tag, &matches);
+        first.or_else(|| self.find_in(self.second(hash), tag, &matches))
     }
 
     #[inline(always)]
@@ -155,11 +219,12 @@ impl<A: Address> ConnTable<A> {
         tag: u16,
         matches: &impl Fn(&Conn<A>) -> bool,
     ) -> Option<Slot> {
-        let mut found = match_tags(&self.tags[bucket], tag);
+        let Bucket { tags, conns } = &self.buckets[bucket];
+        let mut found = match_tags(tags, tag);
         while found != 0 {
-            let index = bucket * WAYS + found.trailing_zeros() as usize;
-            if matches(&self.conns[index]) {
-                return Some(Slot(index as u32));
+            let way = found.trailing_zeros() as usize;
+            if matches(&conns[way % WAYS]) {
+                return Some(Slot((bucket * WAYS + way) as u32));
             }
             found &= found - 1;
         }
@@ -168,82 +233,157 @@ impl<A: Address> ConnTable<A> {
 
     #[inline(always)]
     pub fn get(&self, slot: Slot) -> &Conn<A> {
-        &self.conns[slot.index()]
+        &self.buckets[slot.bucket()].conns[slot.way()]
     }
 
     /// The entry of a slot that may be another table's, where there is one.
     #[inline(always)]
     pub fn try_get(&self, slot: Slot) -> Option<&Conn<A>> {
-        self.conns.get(slot.index())
+        let bucket = self.buckets.get(slot.bucket())?;
+        Some(&bucket.conns[slot.way()])
     }
 
     #[inline(always)]
     pub fn get_mut(&mut self, slot: Slot) -> &mut Conn<A> {
-        &mut self.conns[slot.index()]
+        &mut self.buckets[slot.bucket()].conns[slot.way()]
     }
 
-    /// Adds an entry; the caller has made sure that there is none with its key. When both its
-    /// buckets are full and nothing can move, the embryonic entry among them that was seen
-    /// longest ago makes room; established flows never do.
-    pub fn insert(&mut self, hash: u64, conn: Conn<A>) -> Result<Inserted<A>, Full> {
-        let (first, tag) = (self.bucket(hash), Self::tag(hash));
-        let second = self.other(first, tag);
-        for bucket in [first, second] {
-            if let Some(slot) = self.free_slot(bucket) {
-                self.put(slot, tag, conn);
-                return Ok(Inserted {
-                    slot,
-                    evicted: None,
-                    moved: None,
-                });
+    /// Adds an entry under the hash of its client's endpoint; the caller has made sure that there
+    /// is none with its key. When both its buckets are full and nothing can move, the embryonic
+    /// entry among them that was seen longest ago makes room; established flows never do. Entries
+    /// that had to move are handed to `moved`, with where they are now.
+    pub fn insert(
+        &mut self,
+        hash: u64,
+        conn: Conn<A>,
+        mut moved: impl FnMut(&Conn<A>, Slot),
+    ) -> Result<Inserted<A>, Full> {
+        /// Rows to split, at most, for one connection: nearly always the first is enough.
+        const SPLITS: usize = 4;
+        debug_assert_eq!(hash, self.hash(&conn), "found again only under this hash");
+        if self.length * 2 >= self.buckets() * WAYS {
+            self.grow(&mut moved);
+        }
+        let mut evicted = None;
+        let mut slot = self.room(hash, &mut moved);
+        for _ in 0..SPLITS {
+            if slot.is_some() || !self.grow(&mut moved) {
+                break;
+            }
+            slot = self.room(hash, &mut moved);
+        }
+        if slot.is_none() {
+            slot = self.oldest_embryonic([self.first(hash), self.second(hash)], conn.last_seen);
+            evicted = slot.map(|slot| self.remove(slot));
+        }
+        let slot = slot.ok_or(Full)?;
+        self.put(slot, Self::tag(hash), conn);
+        Ok(Inserted { slot, evicted })
+    }
+
+    /// A free slot for a key with this hash, made if need be.
+    fn room(&mut self, hash: u64, moved: &mut impl FnMut(&Conn<A>, Slot)) -> Option<Slot> {
+        let (first, second) = (self.first(hash), self.second(hash));
+        self.free_slot(first)
+            .or_else(|| self.free_slot(second))
+            .or_else(|| self.make_room(first, moved))
+            .or_else(|| self.make_room(second, moved))
+    }
+
+    /// Splits a row in two; false where all the memory is in use.
+    fn grow(&mut self, moved: &mut impl FnMut(&Conn<A>, Slot)) -> bool {
+        if self.buckets() == self.buckets.len() {
+            return false;
+        }
+        let (old, new) = (self.rows - (1 << self.rows.ilog2()), self.rows);
+        for lane in 0..self.lanes {
+            let (from, to) = (old * self.lanes + lane, new * self.lanes + lane);
+            for way in 0..WAYS {
+                let slot = Slot((from * WAYS + way) as u32);
+                let tag = self.buckets[from].tags[way];
+                if tag == 0 {
+                    continue;
+                }
+                let hash = self.hash(self.get(slot));
+                self.rows = new;
+                let by_first = self.first(hash) == from;
+                self.rows = new + 1;
+                let bucket = if by_first {
+                    self.first(hash)
+                } else {
+                    self.second(hash)
+                };
+                if bucket == to {
+                    let conn = self.remove(slot);
+                    let slot = Slot((to * WAYS + way) as u32);
+                    self.put(slot, tag, conn);
+                    moved(&conn, slot);
+                }
             }
         }
-        for bucket in [first, second] {
-            if let Some((from, to)) = self.make_room(bucket) {
-                self.put(from, tag, conn);
-                return Ok(Inserted {
-                    slot: from,
-                    evicted: None,
-                    moved: Some((from, to)),
-                });
+        self.rows = new + 1;
+        true
+    }
+
+    /// Puts the last row back into the one it was split off, if the table is nearly empty and
+    /// there is room. Entries that moved are handed to `moved`. To be called now and then.
+    pub fn shrink(&mut self, mut moved: impl FnMut(&Conn<A>, Slot)) {
+        if self.rows == 1 || self.length * 8 > self.buckets() * WAYS {
+            return;
+        }
+        let last = self.rows - 1;
+        let into = last - (1 << last.ilog2());
+        let used = |bucket: usize| WAYS - self.free_ways(bucket).count_ones() as usize;
+        let fits = |lane| used(last * self.lanes + lane) + used(into * self.lanes + lane) <= WAYS;
+        if !(0..self.lanes).all(fits) {
+            return;
+        }
+        for lane in 0..self.lanes {
+            let (from, to) = (last * self.lanes + lane, into * self.lanes + lane);
+            for way in 0..WAYS {
+                let tag = self.buckets[from].tags[way];
+                if tag != 0
+                    && let Some(slot) = self.free_slot(to)
+                {
+                    let conn = self.remove(Slot((from * WAYS + way) as u32));
+                    self.put(slot, tag, conn);
+                    moved(&conn, slot);
+                }
             }
         }
-        let slot = self
-            .oldest_embryonic([first, second], conn.last_seen)
-            .ok_or(Full)?;
-        let evicted = Some(self.remove(slot));
-        self.put(slot, tag, conn);
-        Ok(Inserted {
-            slot,
-            evicted,
-            moved: None,
-        })
+        self.rows = last;
+        self.sweep %= self.buckets();
+    }
+
+    /// A bit for each free way of a bucket.
+    fn free_ways(&self, bucket: usize) -> u32 {
+        match_tags(&self.buckets[bucket].tags, 0)
     }
 
     fn free_slot(&self, bucket: usize) -> Option<Slot> {
-        let free = match_tags(&self.tags[bucket], 0);
+        let free = self.free_ways(bucket);
         (free != 0).then(|| Slot((bucket * WAYS) as u32 + free.trailing_zeros()))
     }
 
     fn put(&mut self, slot: Slot, tag: u16, conn: Conn<A>) {
-        self.tags[slot.index() / WAYS][slot.index() % WAYS] = tag;
-        self.conns[slot.index()] = conn;
+        let bucket = &mut self.buckets[slot.bucket()];
+        bucket.tags[slot.way()] = tag;
+        bucket.conns[slot.way()] = conn;
         self.length += 1;
     }
 
     /// Moves one entry of a full bucket to its other bucket.
-    fn make_room(&mut self, bucket: usize) -> Option<(Slot, Slot)> {
+    fn make_room(&mut self, bucket: usize, moved: &mut impl FnMut(&Conn<A>, Slot)) -> Option<Slot> {
         for way in 0..WAYS {
-            let tag = self.tags[bucket][way];
-            let other = self.other(bucket, tag);
-            if other == bucket {
-                continue;
-            }
+            let from = Slot((bucket * WAYS + way) as u32);
+            let hash = self.hash(self.get(from));
+            let (first, second) = (self.first(hash), self.second(hash));
+            let other = if first == bucket { second } else { first };
             if let Some(to) = self.free_slot(other) {
-                let from = Slot((bucket * WAYS + way) as u32);
                 let conn = self.remove(from);
-                self.put(to, tag, conn);
-                return Some((from, to));
+                self.put(to, Self::tag(hash), conn);
+                moved(&conn, to);
+                return Some(from);
             }
         }
         None
@@ -253,23 +393,25 @@ impl<A: Address> ConnTable<A> {
         buckets
             .into_iter()
             .flat_map(|bucket| bucket * WAYS..(bucket + 1) * WAYS)
-            .filter(|&index| self.conns[index].has(flag::EMBRYONIC))
-            .max_by_key(|&index| second.wrapping_sub(self.conns[index].last_seen))
             .map(|index| Slot(index as u32))
+            .filter(|&slot| self.get(slot).has(flag::EMBRYONIC))
+            .max_by_key(|&slot| second.wrapping_sub(self.get(slot).last_seen))
     }
 
     /// Takes an entry out and returns it.
     pub fn remove(&mut self, slot: Slot) -> Conn<A> {
-        self.tags[slot.index() / WAYS][slot.index() % WAYS] = 0;
+        let Bucket { tags, conns } = &mut self.buckets[slot.bucket()];
+        tags[slot.way()] = 0;
         self.length -= 1;
-        let conn = self.conns[slot.index()];
-        self.conns[slot.index()].state = State::None;
-        self.conns[slot.index()].flags = 0;
+        let conn = conns[slot.way()];
+        conns[slot.way()].state = State::None;
+        conns[slot.way()].flags = 0;
         conn
     }
 
     /// Looks at the next `buckets` buckets and removes what has expired by `second`, and embryonic
-    /// entries not seen for more than `embryo_age` seconds, handing each to `removed`. Called a little at a time, it walks the whole table.
+    /// entries not seen for more than `embryo_age` seconds, handing each to `removed`. Called a
+    /// little at a time, it walks the whole table.
     pub fn sweep(
         &mut self,
         second: u32,
@@ -277,8 +419,8 @@ impl<A: Address> ConnTable<A> {
         buckets: usize,
         mut removed: impl FnMut(Conn<A>),
     ) {
-        for _ in 0..buckets.min(self.tags.len()) {
-            let mut used = !match_tags(&self.tags[self.sweep], 0);
+        for _ in 0..buckets.min(self.buckets()) {
+            let mut used = !self.free_ways(self.sweep);
             while used != 0 {
                 let slot = Slot((self.sweep * WAYS) as u32 + used.trailing_zeros());
                 let conn = self.get(slot);
@@ -290,13 +432,13 @@ impl<A: Address> ConnTable<A> {
                 }
                 used &= used - 1;
             }
-            self.sweep = (self.sweep + 1) % self.tags.len();
+            self.sweep = (self.sweep + 1) % self.buckets();
         }
     }
 
-    /// Buckets in all; the sweep's unit.
+    /// Buckets in use; the sweep's unit.
     pub fn buckets(&self) -> usize {
-        self.tags.len()
+        self.rows * self.lanes
     }
 
     /// The entries of `buckets`, for listings.
@@ -305,10 +447,10 @@ impl<A: Address> ConnTable<A> {
         buckets: std::ops::Range<usize>,
     ) -> impl Iterator<Item = (Slot, &Conn<A>)> {
         buckets
-            .filter(|&b| b < self.tags.len())
+            .filter(|&b| b < self.buckets())
             .flat_map(move |bucket| {
                 (0..WAYS)
-                    .filter(move |&way| self.tags[bucket][way] != 0)
+                    .filter(move |&way| self.buckets[bucket].tags[way] != 0)
                     .map(move |way| {
                         let slot = Slot((bucket * WAYS + way) as u32);
                         (slot, self.get(slot))
@@ -342,29 +484,84 @@ mod tests {
         endpoint_hash(&SEED, conn.protocol, conn.client, conn.client_port)
     }
 
+    fn table(connections: usize) -> ConnTable<Ipv4Addr> {
+        ConnTable::new(connections, SEED).expect("memory")
+    }
+
+    fn insert(table: &mut ConnTable<Ipv4Addr>, conn: Conn<Ipv4Addr>) -> Result<(), Full> {
+        table.insert(hash(&conn), conn, |_, _| {}).map(|_| ())
+    }
+
+    /// Every entry is where a look-up goes, and what moved was said to be where it is.
     #[test]
-    fn the_other_bucket_of_the_other_bucket_is_the_first() {
-        for connections in [1, 100, 1000, 12_345] {
-            let table = ConnTable::<Ipv4Addr>::new(connections).expect("memory");
-            for bucket in 0..table.buckets() {
-                for tag in [1, 2, 77, 0x8000, 0xffff] {
-                    let other = table.other(bucket, tag);
-                    assert!(other < table.buckets());
-                    assert_eq!(table.other(other, tag), bucket);
-                }
+    fn growing_and_shrinking_lose_nothing_and_tell_every_move() {
+        for connections in [1, 40, 100, 1000, 12_345] {
+            let mut table = table(connections);
+            let mut places: HashMap<Ipv4Addr, Slot> = HashMap::new();
+            let count = connections as u32;
+            let mut most = 0;
+            for n in 0..count {
+                let conn = conn(n);
+                let mut moves = Vec::new();
+                let done = table.insert(hash(&conn), conn, |c, slot| moves.push((c.client, slot)));
+                places.extend(moves);
+                places.insert(conn.client, done.expect("room up to 95 %").slot);
+                most = most.max(table.buckets());
+                assert!(
+                    table.buckets() * WAYS
+                        <= (table.len() * 2).max(table.lanes * WAYS) + table.lanes * WAYS
+                );
+            }
+            assert_eq!(places.len(), table.len());
+            for n in 0..count {
+                let wanted = conn(n);
+                let slot = table.find(hash(&wanted), |c| c.client == wanted.client);
+                assert_eq!(
+                    slot,
+                    places.get(&wanted.client).copied(),
+                    "{connections}: {n}"
+                );
+                let reachable = [table.first(hash(&wanted)), table.second(hash(&wanted))];
+                assert!(slot.is_some_and(|s| reachable.contains(&s.bucket())));
+            }
+            for n in 0..count {
+                let slot = places[&conn(n).client];
+                assert_eq!(table.remove(slot).client, conn(n).client);
+                table.shrink(|c, slot| {
+                    places.insert(c.client, slot);
+                });
+            }
+            while table.buckets() > table.lanes {
+                let before = table.buckets();
+                table.shrink(|_, _| panic!("an empty table has nothing to move"));
+                assert!(table.buckets() < before);
             }
         }
     }
 
     #[test]
+    fn few_connections_lie_close_together() {
+        let mut table = table(1_000_000);
+        for n in 0..1000 {
+            insert(&mut table, conn(n)).expect("room");
+        }
+        let bytes = table.buckets() * size_of::<Bucket<Ipv4Addr>>();
+        assert!(bytes <= 100_000, "{bytes}");
+    }
+
+    #[test]
     fn reaches_its_promised_load_and_finds_everything() {
-        let mut table = ConnTable::new(100_000).expect("memory");
+        let mut table = table(100_000);
         for n in 0..100_000 {
             let conn = conn(n);
-            table.insert(hash(&conn), conn).expect("room up to 95 %");
+            insert(&mut table, conn).expect("room up to 95 %");
+        }
+        let more = 100_000..(table.capacity() as f64 * 0.95) as u32;
+        for n in more.clone() {
+            insert(&mut table, conn(n)).expect("room up to 95 %");
         }
         assert!(table.len() as f64 / table.capacity() as f64 > 0.949);
-        for n in 0..100_000 {
+        for n in 0..more.end {
             let wanted = conn(n);
             let slot = table.find(hash(&wanted), |c| c.client == wanted.client);
             assert_eq!(slot.map(|s| *table.get(s)), Some(wanted));
@@ -373,60 +570,73 @@ mod tests {
 
     #[test]
     fn memory_per_ipv4_connection_at_ninety_percent_load_is_under_64_bytes() {
-        let table = ConnTable::<Ipv4Addr>::new(1_000_000).expect("memory");
-        let per_connection = table.memory() as f64 / (table.capacity() as f64 * 0.9);
+        let v4 = table(1_000_000);
+        let per_connection = v4.memory() as f64 / (v4.capacity() as f64 * 0.9);
         assert!(per_connection <= 64.0, "{per_connection:.1} bytes");
-        let table = ConnTable::<std::net::Ipv6Addr>::new(1_000_000).expect("memory");
+        let table = ConnTable::<std::net::Ipv6Addr>::new(1_000_000, SEED).expect("memory");
         let per_connection = table.memory() as f64 / (table.capacity() as f64 * 0.9);
         assert!(per_connection <= 112.0, "{per_connection:.1} bytes");
     }
 
     #[test]
     fn a_full_table_evicts_embryonic_entries_alone_oldest_first() {
-        let mut table = ConnTable::new(1).expect("memory");
-        let total = table.capacity() as u32;
-        let mut kept = 0;
-        for n in 0..total {
-            let mut conn = conn(n);
-            conn.last_seen = 1000 + n;
-            conn.flags = if n % 2 == 0 { flag::EMBRYONIC } else { 0 };
-            if table.insert(hash(&conn), conn).is_ok() {
-                kept += 1;
-            }
-        }
-        assert_eq!(kept, total);
-        // A key that may use both buckets, and so sees every entry.
-        let sees_all = |n: &u32| {
-            let hash = hash(&conn(*n));
-            let first = table.bucket(hash);
-            table.other(first, ConnTable::<Ipv4Addr>::tag(hash)) != first
-        };
-        let mut next = conn((total..).find(sees_all).expect("there are many"));
-        next.last_seen = 5000;
-        let done = table
-            .insert(hash(&next), next)
-            .expect("an embryonic entry makes room");
-        assert_eq!(done.evicted.map(|c| c.last_seen), Some(1000));
+        let mut table = table(1000);
+        let embryonic = |n: u32| n % 2 == 0;
+        let mut next = 0;
+        // Every second one could be evicted, so fill up with what cannot until none gets in.
         let mut refused = 0;
-        for n in total * 10..total * 12 {
-            let mut conn = conn(n);
-            conn.last_seen = 5000;
-            match table.insert(hash(&conn), conn) {
-                Ok(done) => assert!(done.evicted.is_some_and(|c| c.has(flag::EMBRYONIC))),
-                Err(Full) => refused += 1,
+        while refused < 2000 {
+            let mut conn = conn(next);
+            conn.last_seen = 1000 + next;
+            conn.flags = if table.len() < 400 && embryonic(next) {
+                flag::EMBRYONIC
+            } else {
+                0
+            };
+            let reachable = |table: &ConnTable<Ipv4Addr>, conn: &Conn<Ipv4Addr>| {
+                let (first, second) = (table.first(hash(conn)), table.second(hash(conn)));
+                let mut all: Vec<_> = table.entries(first..first + 1).map(|(_, c)| *c).collect();
+                all.extend(table.entries(second..second + 1).map(|(_, c)| *c));
+                all.into_iter()
+                    .filter(|c| c.has(flag::EMBRYONIC))
+                    .min_by_key(|c| c.last_seen)
+            };
+            match table.insert(hash(&conn), conn, |_, _| {}) {
+                Ok(Inserted {
+                    slot,
+                    evicted: None,
+                }) => assert_eq!(*table.get(slot), conn),
+                Ok(Inserted {
+                    slot,
+                    evicted: Some(evicted),
+                }) => {
+                    assert!(evicted.has(flag::EMBRYONIC));
+                    assert_eq!(*table.get(slot), conn);
+                    assert!(table.is_nearly_full());
+                    let left = reachable(&table, &conn);
+                    assert!(left.is_none_or(|c| c.last_seen > evicted.last_seen));
+                }
+                Err(Full) => {
+                    assert_eq!(reachable(&table, &conn), None);
+                    refused += 1;
+                }
             }
+            next += 1;
         }
-        assert!(refused > 0);
-        assert_eq!(table.len() as u32, total);
+        assert!(
+            table.len() * 100 >= table.capacity() * 95,
+            "{}",
+            table.len()
+        );
     }
 
     #[test]
     fn a_sweep_removes_what_expired_and_nothing_else() {
-        let mut table = ConnTable::new(1000).expect("memory");
+        let mut table = table(1000);
         for n in 0..1000 {
             let mut conn = conn(n);
             (conn.last_seen, conn.timeout) = (100, if n % 4 == 0 { 5 } else { 50 });
-            table.insert(hash(&conn), conn).expect("room");
+            insert(&mut table, conn).expect("room");
         }
         let mut gone = 0;
         table.sweep(110, u32::MAX, table.buckets(), |conn| {
@@ -452,7 +662,7 @@ mod tests {
                 _ => Step::Find(n),
             }), 1..600))
         {
-            let mut table = ConnTable::new(150).expect("memory");
+            let mut table = table(150);
             let mut model: HashMap<u32, Conn<Ipv4Addr>> = HashMap::new();
             for step in steps {
                 let (Step::Insert(n) | Step::Remove(n) | Step::Find(n)) = step;
@@ -460,7 +670,7 @@ mod tests {
                 let found = table.find(hash(&wanted), |c| c.client == wanted.client);
                 prop_assert_eq!(found.map(|s| *table.get(s)), model.get(&n).copied());
                 match (step, found) {
-                    (Step::Insert(n), None) if table.insert(hash(&wanted), wanted).is_ok() => {
+                    (Step::Insert(n), None) if insert(&mut table, wanted).is_ok() => {
                         model.insert(n, wanted);
                     }
                     (Step::Remove(n), Some(slot)) => {
@@ -472,6 +682,7 @@ mod tests {
                 prop_assert_eq!(table.len(), model.len());
                 let all = table.entries(0..table.buckets()).count();
                 prop_assert_eq!(all, model.len());
+                table.shrink(|_, _| {});
             }
         }
     }

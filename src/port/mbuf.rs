@@ -191,9 +191,11 @@ impl Mbuf {
     #[inline(always)]
     pub fn truncate(&mut self, len: usize) {
         let raw = self.raw_mut();
-        let Some(cut) = (raw.data_len as usize).checked_sub(len) else {
+        let length = raw.data_len as usize;
+        if length <= len {
             return;
-        };
+        }
+        let cut = length - len;
         raw.data_len -= cut as u16;
         raw.pkt_len -= cut as u32;
     }

@@ -1,0 +1,255 @@
+//! The first two passes over a burst: whom each frame is for, whether it is a plain packet, who
+//! owns its flow and where the flow's entry should be; with the cache asked for what the next pass
+//! needs. Pure; runs on workers for every packet.
+
+use std::net::IpAddr;
+
+use super::counters::DropReason;
+use super::flow::{Address, FlowKey, endpoint_hash};
+use super::frame::Frame;
+use super::owner::Side;
+use super::parse::{ETHERNET, Packet, Parsed, parse};
+use super::shard::{Shard, Tracked};
+use super::snapshot::Snapshot;
+use super::table::Slot;
+use super::{Arrival, MAX_BURST};
+
+/// What a frame holds, as far as the third pass needs to know.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A TCP or UDP packet with its headers where nearly every packet has them ([`Packet::plain`]).
+    V4,
+    V6,
+    /// A TCP or UDP packet with options, extension headers or a VLAN tag.
+    OddV4,
+    OddV6,
+    /// A TCP or UDP packet that another worker owns: the hash is that worker's index.
+    Elsewhere,
+    /// Anything else.
+    Unusual,
+}
+
+/// What a packet is to meet in this shard, and so which end its table hash was taken from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Meets {
+    Request,
+    Reply,
+    /// A FullNAT reply: the hash is the number of its local port's cell.
+    LocalReply,
+    /// Nothing: another worker owns its flow, and the hash is that worker's index.
+    Elsewhere,
+}
+
+/// What the first two passes found out about a packet. Each field is written and read by itself:
+/// a parsed packet kept here whole would be written in pieces and read in larger ones, which
+/// stalls a CPU for longer than everything else takes.
+#[derive(Clone, Copy)]
+pub(super) struct Look {
+    pub hash: u64,
+    /// Where the entry probably is.
+    pub slot: Slot,
+    pub length: u16,
+    pub protocol: u8,
+    pub tcp_flags: u8,
+    pub kind: Kind,
+    pub meets: Meets,
+}
+
+/// Room for the looks at one burst, kept from burst to burst.
+pub(super) type Looks = Box<[Look]>;
+
+pub(super) fn looks() -> Looks {
+    let nothing = Look {
+        hash: 0,
+        slot: Slot::NONE,
+        length: 0,
+        protocol: 0,
+        tcp_flags: 0,
+        kind: Kind::Unusual,
+        meets: Meets::Request,
+    };
+    vec![nothing; MAX_BURST].into()
+}
+
+/// What all frames of a burst have in common.
+pub(super) struct Burst<'s> {
+    pub snapshot: &'s Snapshot,
+    pub arrival: Arrival,
+    /// The MAC address of the port that they came in on; `None` where whoever handed them over
+    /// has judged it.
+    station: Option<[u8; 6]>,
+    /// Every packet is a request that belongs to this worker: there are no replies and no choice.
+    requests_alone: bool,
+}
+
+impl<'s> Burst<'s> {
+    pub fn new(snapshot: &'s Snapshot, arrival: Arrival) -> Self {
+        let port = match arrival {
+            Arrival::Port(ingress) => snapshot.ports.get(usize::from(ingress)),
+            Arrival::HandOff => None,
+        };
+        let is_owner = !snapshot.ownership.compute || arrival == Arrival::HandOff;
+        Self {
+            snapshot,
+            arrival,
+            station: port.map(|port| port.mac),
+            requests_alone: !snapshot.two_way && is_owner,
+        }
+    }
+
+    #[inline(always)]
+    fn is_for_us(&self, frame: &[u8]) -> bool {
+        match (self.station, frame.first_chunk::<6>()) {
+            (Some(mac), Some(to)) => *to == mac,
+            _ => true,
+        }
+    }
+
+    /// Parses a frame as the balancer means it: whole TCP and UDP packets only where they are for
+    /// us, not for a group, and lie in one piece.
+    pub fn parse<F: Frame>(&self, frame: &F) -> Parsed {
+        let bytes = frame.bytes();
+        let parsed = match bytes.first() {
+            _ if self.is_for_us(bytes) => parse(bytes, frame.ip_checksum_verified()),
+            Some(first) if first & 1 == 1 => for_a_group(bytes, self.snapshot),
+            _ => Parsed::Bad(DropReason::ForeignMac),
+        };
+        match parsed {
+            Parsed::V4(_) | Parsed::V6(_) if !frame.is_contiguous() => {
+                Parsed::Bad(DropReason::Segmented)
+            }
+            parsed => parsed,
+        }
+    }
+}
+
+impl Shard {
+    /// First pass over a frame: is it plain, its hash, and a request for the bucket.
+    #[inline(always)]
+    pub(super) fn look<F: Frame>(&self, burst: &Burst, frame: &F, look: &mut Look) {
+        let bytes = frame.bytes();
+        if frame.is_contiguous() && burst.is_for_us(bytes) {
+            if let Some(packet) = Packet::find_plain_v4(bytes, frame.ip_checksum_verified()) {
+                return self.aim(burst, &packet, Kind::V4, look);
+            }
+            if let Some(packet) = Packet::find_plain_v6(bytes) {
+                return self.aim(burst, &packet, Kind::V6, look);
+            }
+        }
+        self.look_closely(burst, frame, look);
+    }
+
+    /// The first pass over a frame that is not plain.
+    #[inline(never)]
+    fn look_closely<F: Frame>(&self, burst: &Burst, frame: &F, look: &mut Look) {
+        match burst.parse(frame) {
+            Parsed::V4(packet) => self.aim(burst, &packet, Kind::OddV4, look),
+            Parsed::V6(packet) => self.aim(burst, &packet, Kind::OddV6, look),
+            _ => look.kind = Kind::Unusual,
+        }
+    }
+
+    /// Who owns a packet's flow, and where its entry should be.
+    #[inline(always)]
+    fn aim<A: Tracked>(&self, burst: &Burst, packet: &Packet<A>, kind: Kind, look: &mut Look) {
+        let key = packet.key;
+        look.kind = kind;
+        look.length = packet.length;
+        look.protocol = key.protocol;
+        look.tcp_flags = packet.tcp_flags;
+        if !burst.requests_alone {
+            // A copy, so that the key stays in registers otherwise.
+            return self.aim_by_side(burst, &{ key }, look);
+        }
+        look.hash = endpoint_hash(&self.seed, key.protocol, key.source, key.source_port);
+        look.meets = Meets::Request;
+        look.slot = A::table(&self.tables).prefetch_bucket(look.hash);
+    }
+
+    /// As [`Shard::aim`], where there are replies and other workers.
+    #[inline(never)]
+    fn aim_by_side<A: Tracked>(&self, burst: &Burst, key: &FlowKey<A>, look: &mut Look) {
+        let (hash, meets) = self.meets(burst.snapshot, burst.arrival, key);
+        look.hash = hash;
+        look.meets = meets;
+        match meets {
+            Meets::Request | Meets::Reply => {
+                look.slot = A::table(&self.tables).prefetch_bucket(hash);
+            }
+            Meets::LocalReply => self.local_ports.prefetch(hash as usize),
+            Meets::Elsewhere => look.kind = Kind::Elsewhere,
+        }
+    }
+
+    /// Second pass over a frame: a request for the entry.
+    #[inline(always)]
+    pub(super) fn reach(&self, look: &mut Look) {
+        if look.meets == Meets::LocalReply {
+            return self.reach_local(look);
+        }
+        match look.kind {
+            Kind::V4 | Kind::OddV4 => self.tables.v4.prefetch_entry(&mut look.slot, look.hash),
+            Kind::V6 | Kind::OddV6 => self.tables.v6.prefetch_entry(&mut look.slot, look.hash),
+            Kind::Elsewhere | Kind::Unusual => {}
+        }
+    }
+
+    #[inline(never)]
+    fn reach_local(&self, look: &Look) {
+        let slot = self.local_ports.slot(look.hash as usize);
+        match (look.kind, slot) {
+            (Kind::V4 | Kind::OddV4, Some(slot)) => self.tables.v4.prefetch_slot(slot),
+            (Kind::V6 | Kind::OddV6, Some(slot)) => self.tables.v6.prefetch_slot(slot),
+            _ => {}
+        }
+    }
+
+    /// What a packet is to meet, and the hash of the client's end of its flow: the source, but for
+    /// replies.
+    #[inline(always)]
+    pub(super) fn meets<A: Address>(
+        &self,
+        snapshot: &Snapshot,
+        arrival: Arrival,
+        key: &FlowKey<A>,
+    ) -> (u64, Meets) {
+        let side = match snapshot.two_way {
+            true => snapshot.sides.side(key.source, key.destination),
+            false => Side::OneWay,
+        };
+        if snapshot.ownership.compute && arrival != Arrival::HandOff {
+            let owner = side.owner(snapshot.ownership, key);
+            if owner != self.worker {
+                return (u64::from(owner), Meets::Elsewhere);
+            }
+        }
+        let hash = |address, port| endpoint_hash(&self.seed, key.protocol, address, port);
+        match side {
+            Side::OneWay | Side::TwoWay => (hash(key.source, key.source_port), Meets::Request),
+            Side::Reply => (hash(key.destination, key.destination_port), Meets::Reply),
+            Side::LocalReply(address) => (self.local_cell(address, key), Meets::LocalReply),
+        }
+    }
+}
+
+/// Broadcast and multicast frames carry ARP, NDP and routing protocols, which management and the
+/// kernel want; balanced traffic never comes that way.
+#[cold]
+fn for_a_group(bytes: &[u8], snapshot: &Snapshot) -> Parsed {
+    let balanced =
+        |number, address: IpAddr, port| snapshot.service_map.find(number, address, port).is_some();
+    let is_balanced = match parse(bytes, false) {
+        Parsed::V4(Packet { key, .. }) => {
+            balanced(key.protocol, key.destination.into(), key.destination_port)
+        }
+        Parsed::V6(Packet { key, .. }) => {
+            balanced(key.protocol, key.destination.into(), key.destination_port)
+        }
+        Parsed::Bad(reason) if bytes.len() < ETHERNET => return Parsed::Bad(reason),
+        _ => false,
+    };
+    match is_balanced {
+        true => Parsed::Bad(DropReason::BroadcastMac),
+        false => Parsed::Other,
+    }
+}
