@@ -118,6 +118,26 @@ pub(super) fn local_end<A: Address>(snapshot: &Snapshot, conn: &Conn<A>) -> Opti
     })
 }
 
+/// Whether a packet is a FullNAT backend's answer in this connection.
+#[inline(always)]
+pub(super) fn is_local_reply<A: Address>(
+    snapshot: &Snapshot,
+    conn: &Conn<A>,
+    key: &FlowKey<A>,
+) -> bool {
+    conn.has(flag::FULL_NAT)
+        && conn.local_port == key.destination_port
+        && conn.protocol == key.protocol
+        && snapshot
+            .locals
+            .get(usize::from(conn.local_address))
+            .is_some_and(|local| *local == key.destination.into())
+        && snapshot.backend(conn.backend).is_some_and(|backend| {
+            backend.address == key.source.into()
+                && key.source_port == backend_port(backend, conn.vip_port)
+        })
+}
+
 pub struct LocalPorts {
     cells: Region<u32>,
     /// Previous and next on the port's list: high and low half.
@@ -478,7 +498,6 @@ impl Shard {
     }
 
     /// The connection that a FullNAT backend's packet belongs to.
-    #[inline(always)]
     pub(super) fn local_reply<A: Tracked>(
         &self,
         snapshot: &Snapshot,
@@ -487,16 +506,7 @@ impl Shard {
     ) -> Option<Slot> {
         let slot = self.local_ports.slot(cell as usize)?;
         let conn = A::table(&self.tables).try_get(slot)?;
-        let backend = snapshot.backend(conn.backend)?;
-        let port = backend_port(backend, conn.vip_port);
-        let local = snapshot.locals.get(usize::from(conn.local_address))?;
-        (conn.has(flag::FULL_NAT)
-            && conn.local_port == key.destination_port
-            && *local == key.destination.into()
-            && conn.protocol == key.protocol
-            && backend.address == key.source.into()
-            && port == key.source_port)
-            .then_some(slot)
+        is_local_reply(snapshot, conn, key).then_some(slot)
     }
 
     /// A packet to a local address that belongs to no connection: a probe's answer, which

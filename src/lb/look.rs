@@ -195,12 +195,13 @@ impl Shard {
     }
 
     #[inline(never)]
-    fn reach_local(&self, look: &Look) {
+    fn reach_local(&self, look: &mut Look) {
         let slot = self.local_ports.slot(look.hash as usize);
-        match (look.kind, slot) {
-            (Kind::V4 | Kind::OddV4, Some(slot)) => self.tables.v4.prefetch_slot(slot),
-            (Kind::V6 | Kind::OddV6, Some(slot)) => self.tables.v6.prefetch_slot(slot),
-            _ => {}
+        look.slot = slot.unwrap_or(Slot::NONE);
+        match look.kind {
+            Kind::V4 | Kind::OddV4 => self.tables.v4.prefetch_slot(look.slot),
+            Kind::V6 | Kind::OddV6 => self.tables.v6.prefetch_slot(look.slot),
+            Kind::Elsewhere | Kind::Unusual => {}
         }
     }
 

@@ -447,10 +447,11 @@ mod tests {
             if let Some((at, bits)) = damage && at < frame.len() {
                 frame[at] ^= bits;
             }
+            let undamaged = damage.is_none_or(|(_, bits)| bits == 0);
+            let whole = undamaged && cut.is_none_or(|length| length >= frame.len());
             if let Some(length) = cut {
                 frame.truncate(length);
             }
-            let whole = damage.is_none_or(|(_, bits)| bits == 0) && cut.is_none_or(|n| n >= frame.len() && n >= 78);
             let parsed = parse(&frame, verified);
             match (Packet::find_plain_v4(&frame, verified), Packet::find_plain_v6(&frame)) {
                 (Some(packet), None) => prop_assert_eq!(parsed, Parsed::V4(packet)),

@@ -15,7 +15,7 @@ use super::flow::{Address, FlowKey, Seed, endpoint_hash, protocol};
 use super::forward::{direct, nat, tunnel};
 use super::fragment::Fragments;
 use super::frame::Frame;
-use super::fullnat::{LocalPorts, local_end};
+use super::fullnat::{LocalPorts, is_local_reply, local_end};
 use super::guard::Guard;
 use super::look::{Burst, Kind, Look, Looks, Meets, looks};
 use super::owner::{Ownership, Side};
@@ -331,9 +331,7 @@ impl Shard {
             }
             return self.request(snapshot, now, frame, &{ packet }, aim.hash, outbox);
         }
-        if aim.meets == Meets::Reply
-            && let Some(conn) = self.settled_reply(snapshot, now, &packet, aim.slot)
-        {
+        if let Some(conn) = self.settled_reply(snapshot, now, &packet, aim) {
             return self.send_to_client(snapshot, now, frame, packet, conn, outbox);
         }
         self.reply(snapshot, now, frame, &{ packet }, aim, outbox)
@@ -461,13 +459,17 @@ impl Shard {
         snapshot: &Snapshot,
         now: Now,
         packet: &Packet<A>,
-        slot: Slot,
+        aim: Aim,
     ) -> Option<Conn<A>> {
-        let conn = A::table_mut(&mut self.tables).live(slot)?;
-        if !is_settled(conn, packet.tcp_flags)
-            || conn.is_expired(now.second)
-            || !is_reply(snapshot, conn, &packet.key)
-        {
+        let conn = A::table_mut(&mut self.tables).live(aim.slot)?;
+        if !is_settled(conn, packet.tcp_flags) || conn.is_expired(now.second) {
+            return None;
+        }
+        let is_its = match aim.meets {
+            Meets::LocalReply => is_local_reply(snapshot, conn, &packet.key),
+            _ => is_reply(snapshot, conn, &packet.key),
+        };
+        if !is_its {
             return None;
         }
         let backend = snapshot.backend(conn.backend)?;

@@ -581,9 +581,9 @@ mod tests {
     #[test]
     fn a_full_table_evicts_embryonic_entries_alone_oldest_first() {
         let mut table = table(1000);
-        let embryonic = |n: u32| n % 2 == 0;
+        let embryonic = |n: u32| n.is_multiple_of(2);
         let mut next = 0;
-        // Every second one could be evicted, so fill up with what cannot until none gets in.
+        // Among the first ones every second may be evicted, later none, until none gets in.
         let mut refused = 0;
         while refused < 2000 {
             let mut conn = conn(next);

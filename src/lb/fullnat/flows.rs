@@ -150,7 +150,8 @@ fn entries_are_found_wherever_the_table_moves_them() {
     let lab = lab(1, &[1, 1, 1]);
     let mut cluster = cluster(&lab, 30_000);
     let mut flows = Vec::new();
-    for n in 0..30_000u32 {
+    let full = cluster.shards[0].tables.v4.capacity() as u32 / 100 * 95;
+    for n in 0..full {
         let client = format!("10.{}.9.9:{}", n % 3, 1024 + n);
         let syn = tcp4(&client, VIP).flags(tcp::SYN).frame();
         let there = cluster.feed(&lab.snapshot, 0, &syn).transmitted();
@@ -158,7 +159,7 @@ fn entries_are_found_wherever_the_table_moves_them() {
     }
     let load =
         |c: &Cluster| c.shards[0].tables.v4.len() as f64 / c.shards[0].tables.v4.capacity() as f64;
-    assert!(load(&cluster) > 0.949, "{}", load(&cluster));
+    assert!(load(&cluster) > 0.945, "{}", load(&cluster));
     for (client, there) in &flows {
         let reply = answer(there, tcp::SYN | tcp::ACK);
         let back = cluster.feed(&lab.snapshot, 0, &reply).transmitted();
