@@ -220,7 +220,7 @@ impl Worker {
         let frames = batch.as_mut_slice();
         self.shard
             .process(&self.snapshot, now, arrival, frames, verdicts, &mut way_out);
-        for (mbuf, verdict) in batch.drain().zip(&*verdicts) {
+        for (mut mbuf, verdict) in batch.drain().zip(&*verdicts) {
             match *verdict {
                 Verdict::Transmit(port) => way_out.transmit(port, mbuf),
                 Verdict::Reply { port, reason } => {
@@ -229,7 +229,11 @@ impl Worker {
                 }
                 Verdict::Drop(reason) => counters.count_drop(reason),
                 Verdict::Pass(pass) => pass_up(rings, counters, mbuf, pass),
-                Verdict::HandOff(owner) => hand_off(rings, counters, mbuf, owner),
+                Verdict::HandOff(owner) => {
+                    mbuf.set_stamp(0);
+                    hand_off(rings, counters, mbuf, owner);
+                }
+                Verdict::Refer(worker) => hand_off(rings, counters, mbuf, worker),
                 Verdict::Hold(ticket) => {
                     if held.put(ticket, mbuf).is_some() {
                         counters.count_drop(DropReason::Fragment);
@@ -470,6 +474,16 @@ impl Frame for Mbuf {
     #[inline(always)]
     fn ip_checksum_verified(&self) -> bool {
         self.ip_checksum() == RxChecksum::Good
+    }
+
+    #[inline(always)]
+    fn note(&self) -> u32 {
+        self.stamp() as u32
+    }
+
+    #[inline(always)]
+    fn set_note(&mut self, note: u32) {
+        self.set_stamp(u64::from(note));
     }
 
     #[inline(always)]

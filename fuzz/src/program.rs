@@ -214,7 +214,7 @@ impl Run<'_> {
                 model::answered(&travelling.sent, out);
             }
             Verdict::Drop(_) | Verdict::Pass(_) | Verdict::Hold(_) => {}
-            Verdict::HandOff(_) => panic!("handed on at the end"),
+            Verdict::HandOff(_) | Verdict::Refer(_) => panic!("handed on at the end"),
         }
         for (port, beside) in &sent {
             assert_eq!(*port, 0);

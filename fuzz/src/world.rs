@@ -11,6 +11,7 @@ use crate::lb::flow::Seed;
 use crate::lb::fragment::FragmentStore;
 use crate::lb::frame::{Frame, MemoryFrame};
 use crate::lb::owner::Ownership;
+use crate::lb::persistence::Persistence;
 use crate::lb::shard::{Shard, ShardSize};
 use crate::lb::snapshot::{ForwardMethod, Scheduler, Untracked, WhenNoBackend};
 use crate::lb::{Arrival, MAX_BURST, Now, Pass, Verdict};
@@ -71,6 +72,17 @@ impl Choice {
         service.mss_clamp = if self.clamps() { 1200 } else { 0 };
         service.one_packet = self.0 & 32 != 0 && !self.method().is_two_way();
         service.hash_fallback = self.0 & 128 != 0;
+        if self.1 >> 4 == 15 {
+            service.persistence = Some(Persistence {
+                timeout: 60,
+                prefix_v4: 31,
+                prefix_v6: 127,
+                group: 7,
+            });
+        }
+        if self.1 & 0x0c == 0x0c {
+            (service.limits.connections, service.limits.rate) = (12, 40);
+        }
         lab.snapshot.flood_guard = if self.0 & 64 == 0 { 0 } else { 50 };
         lab.snapshot.ownership = Ownership {
             reta: 128,
@@ -164,7 +176,7 @@ impl Worlds {
     ) -> Outcome {
         let workers = &mut self.workers[choice.workers() - 1];
         let (mut at, mut arrival) = (at % workers.len(), arrival);
-        for _ in 0..4 {
+        for _ in 0..5 {
             let mut verdicts = [Verdict::Pass(Pass::Local); MAX_BURST];
             workers[at].shard.process(
                 &lab.snapshot,
@@ -175,7 +187,12 @@ impl Worlds {
                 &mut self.outbox,
             );
             match verdicts[0] {
+                Verdict::Refer(next) => {
+                    assert_ne!(usize::from(next), at, "referred to itself");
+                    (at, arrival) = (usize::from(next), Arrival::HandOff);
+                }
                 Verdict::HandOff(next) => {
+                    travelling.frame.set_note(0);
                     // Padding may be cut off a fragment.
                     assert!(travelling.sent.starts_with(travelling.frame.bytes()), "changed");
                     assert_ne!(usize::from(next), at, "handed to itself");

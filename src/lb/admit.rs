@@ -8,13 +8,14 @@ use super::forward::nat;
 use super::frame::Frame;
 use super::fullnat::local_end;
 use super::parse::{Packet, tcp};
+use super::persistence::{self, ASK, Key};
 use super::schedule::{Candidates, Request, by_hash};
 use super::shard::{Shard, Tracked, Way, backend_port, to_backend};
 use super::snapshot::{
     Backend, BackendState, ForwardMethod, Service, Snapshot, Untracked, WhenNoBackend,
 };
 use super::table::{Full, Inserted, Slot};
-use super::{Now, Outbox, Pass, Verdict, icmp};
+use super::{Arrival, Now, Outbox, Pass, Verdict, icmp};
 
 impl Shard {
     #[cold]
@@ -39,11 +40,29 @@ impl Shard {
         let Some(service) = found.and_then(|id| snapshot.service(id)) else {
             return Verdict::Pass(Pass::Local);
         };
+        // A prefix may take in addresses of ours that are nobody's VIP: probes get answers there.
+        let destination = key.destination.into();
+        if snapshot.own.contains(&destination) && !snapshot.service_map.is_vip(destination) {
+            return Verdict::Pass(Pass::Local);
+        }
         if icmp::ttl::<A>(&frame.bytes()[usize::from(packet.l3)..]) <= 1 {
             return self.expired(snapshot, now, frame, packet, key.destination);
         }
         let one_way = !service.method.is_two_way();
-        if !opens(packet) {
+        let note = match self.arrival {
+            Arrival::HandOff => frame.note(),
+            Arrival::Port(_) => 0,
+        };
+        // Under a flood a flow goes by the hash alone.
+        let hashed = note == 0 && one_way && self.guard.is_up(now);
+        let client = match &service.persistence {
+            Some(persistence) if !hashed => Some(Key::new(persistence, key.source, &self.seed)),
+            // The service has lost its persistence while the packet was on its way.
+            None if note == ASK => return Verdict::HandOff(self.flow_owner(snapshot, key)),
+            _ => None,
+        };
+        // What is asked for was let in by the worker that asks.
+        if !opens(packet) && note != ASK {
             let reason = DropReason::Untracked;
             match service.untracked {
                 _ if packet.tcp_flags & tcp::RST != 0 => return Verdict::Drop(reason),
@@ -53,11 +72,25 @@ impl Shard {
                 Untracked::Drop => return Verdict::Drop(reason),
             }
         }
+        if let Some(client) = client
+            && let Some(verdict) =
+                self.refer(snapshot, service, packet, now, hash, client, note, frame)
+        {
+            return verdict;
+        }
+        let gauges = &self.counters.backends;
+        if opens(packet) && !self.scheduling.admit(service, gauges, now) {
+            return Verdict::Drop(DropReason::Limit);
+        }
         let full = A::table(&self.tables).is_nearly_full();
         let flood = self.guard.meet(now, snapshot.flood_guard, full);
         // Under a flood a flow's first packet gets no entry, and the next one proves it real.
         let stateless = flood && one_way && opens(packet);
-        let backend = match self.choose(snapshot, service, packet, now, hash, stateless) {
+        let found = match client.filter(|_| !stateless) {
+            Some(client) => self.stay(snapshot, service, packet, now, hash, client, note),
+            None => self.choose(snapshot, service, packet, now, hash, stateless),
+        };
+        let backend = match found {
             Ok(backend) => backend,
             Err(reason) => return self.no_backend(snapshot, now, frame, packet, service, reason),
         };
@@ -85,6 +118,99 @@ impl Shard {
         }
         self.count_in(backend, packet);
         verdict
+    }
+
+    /// Persistence among several workers: the packet goes to the worker that has the client's
+    /// template, or with what that one chose to the flow's owner. `None` where it stays here.
+    #[allow(clippy::too_many_arguments)]
+    fn refer<A: Tracked, F: Frame>(
+        &mut self,
+        snapshot: &Snapshot,
+        service: &Service,
+        packet: &Packet<A>,
+        now: Now,
+        hash: u64,
+        key: Key,
+        note: u32,
+        frame: &mut F,
+    ) -> Option<Verdict> {
+        let owner = key.owner(snapshot.ownership.workers);
+        if note == ASK {
+            let found = self.stay(snapshot, service, packet, now, hash, key, 0);
+            return Some(match found {
+                Ok(backend) => {
+                    frame.set_note(persistence::chosen(backend.id));
+                    Verdict::Refer(self.flow_owner(snapshot, &packet.key))
+                }
+                Err(reason) => self.no_backend(snapshot, now, frame, packet, service, reason),
+            });
+        }
+        if note != 0 || owner == self.worker || snapshot.ownership.workers < 2 {
+            return None;
+        }
+        frame.set_note(ASK);
+        Some(Verdict::Refer(owner))
+    }
+
+    /// The backend that the client stays with: the one that `note` names, or that its template
+    /// does, or from now on a new one.
+    #[allow(clippy::too_many_arguments)]
+    fn stay<'s, A: Tracked>(
+        &mut self,
+        snapshot: &'s Snapshot,
+        service: &Service,
+        packet: &Packet<A>,
+        now: Now,
+        hash: u64,
+        key: Key,
+        note: u32,
+    ) -> Result<&'s Backend, DropReason> {
+        let fits = |b: &Backend| !service.method.is_two_way() || A::from_ip(b.address).is_some();
+        if let Some(backend) = persistence::named(note).and_then(|id| snapshot.backend(id))
+            && backend.service == service.id
+            && backend.state != BackendState::Removed
+        {
+            return match self.is_distinct(snapshot, service, packet, hash, backend) {
+                true => Ok(backend),
+                false => Err(DropReason::ReplyConflict),
+            };
+        }
+        let candidates = Candidates {
+            snapshot,
+            ids: &service.backends,
+        };
+        let (scheduling, gauges) = (&self.scheduling, &self.counters.backends);
+        let can_take = |b: &Backend| b.is_eligible() && fits(b) && !scheduling.is_full(b, gauges);
+        if let Some(backend) = self.templates.find(&key, now, &candidates, can_take) {
+            return match self.is_distinct(snapshot, service, packet, hash, backend) {
+                true => Ok(backend),
+                false => Err(DropReason::ReplyConflict),
+            };
+        }
+        let backend = self.choose(snapshot, service, packet, now, hash, false)?;
+        let timeout = service.persistence.map_or(0, |p| p.timeout);
+        let spare = self.guard.is_up(now);
+        self.templates.learn(key, timeout, backend, now, spare);
+        Ok(backend)
+    }
+
+    /// Under NAT two flows of one client endpoint must not share a backend endpoint.
+    fn is_distinct<A: Tracked>(
+        &self,
+        snapshot: &Snapshot,
+        service: &Service,
+        packet: &Packet<A>,
+        hash: u64,
+        backend: &Backend,
+    ) -> bool {
+        is_distinct(
+            A::table(&self.tables),
+            snapshot,
+            service,
+            packet,
+            hash,
+            backend,
+        )
     }
 
     /// Makes the entry of a new flow, and gives it a local port under FullNAT.
@@ -179,16 +305,7 @@ impl Shard {
         );
         let tables = &self.tables;
         let distinct = |backend: &Backend| {
-            // Under FullNAT no two flows share a local port toward one backend.
-            if service.method != ForwardMethod::Nat {
-                return true;
-            }
-            let port = backend_port(backend, key.destination_port);
-            let Some(address) = A::from_ip(backend.address) else {
-                return false;
-            };
-            let end = nat::Endpoint { address, port };
-            reply_owner::<A>(A::table(tables), snapshot, packet, hash, end).is_none()
+            is_distinct(A::table(tables), snapshot, service, packet, hash, backend)
         };
         let candidates = Candidates {
             snapshot,
@@ -217,12 +334,38 @@ impl Shard {
         };
         found.ok_or_else(|| {
             let conflicts = |backend| usable(backend) && !distinct(backend);
-            match candidates.iter().any(conflicts) {
-                true => DropReason::ReplyConflict,
-                false => DropReason::NoBackend,
+            let gauges = &self.counters.backends;
+            let full = |backend| can_take(backend) && self.scheduling.is_full(backend, gauges);
+            if candidates.iter().any(conflicts) {
+                DropReason::ReplyConflict
+            } else if candidates.iter().any(full) {
+                DropReason::Limit
+            } else {
+                DropReason::NoBackend
             }
         })
     }
+}
+
+/// Whether the backend's replies to this flow would look like no other flow's.
+fn is_distinct<A: Tracked>(
+    table: &super::table::ConnTable<A>,
+    snapshot: &Snapshot,
+    service: &Service,
+    packet: &Packet<A>,
+    hash: u64,
+    backend: &Backend,
+) -> bool {
+    // Under FullNAT no two flows share a local port toward one backend.
+    if service.method != ForwardMethod::Nat {
+        return true;
+    }
+    let port = backend_port(backend, packet.key.destination_port);
+    let Some(address) = A::from_ip(backend.address) else {
+        return false;
+    };
+    let end = nat::Endpoint { address, port };
+    reply_owner::<A>(table, snapshot, packet, hash, end).is_none()
 }
 
 /// The entry whose replies from `end` would look like those of this packet's flow.

@@ -397,6 +397,6 @@ fn sent(verdict: Verdict) -> Result<u8, DropReason> {
     match verdict {
         Verdict::Transmit(port) => Ok(port),
         Verdict::Drop(reason) | Verdict::Reply { reason, .. } => Err(reason),
-        Verdict::Pass(_) | Verdict::HandOff(_) | Verdict::Hold(_) => Err(DropReason::NoNeighbour),
+        _ => Err(DropReason::NoNeighbour),
     }
 }

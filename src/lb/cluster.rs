@@ -98,10 +98,14 @@ impl Cluster {
         mut arrival: Arrival,
         mut frame: MemoryFrame,
     ) -> Outcome {
-        for _ in 0..4 {
+        // To the keeper of fragments, the owner, the chooser of a backend, and back.
+        for _ in 0..5 {
             let verdict = self.step(snapshot, at, arrival, &mut frame);
-            if let Verdict::HandOff(next) = verdict {
+            if let Verdict::HandOff(next) | Verdict::Refer(next) = verdict {
                 assert_ne!(usize::from(next), at, "handed to itself");
+                if matches!(verdict, Verdict::HandOff(_)) {
+                    frame.set_note(0);
+                }
                 (at, arrival) = (usize::from(next), Arrival::HandOff);
                 continue;
             }

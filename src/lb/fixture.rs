@@ -364,6 +364,8 @@ impl Lab {
             timeouts: Timeouts::default(),
             one_packet: false,
             mss_clamp: 0,
+            limits: Limits::default(),
+            persistence: None,
         };
         let vips = [VIP, VIP6].map(|text| match text.parse::<SocketAddr>() {
             Ok(endpoint) => endpoint.ip(),
@@ -414,6 +416,37 @@ impl Lab {
             flood_guard: 0,
         };
         Self { snapshot }
+    }
+
+    /// Lets the service listen on these prefixes and ranges of ports instead, by TCP and UDP.
+    pub fn listen(&mut self, listens: &[(&str, u8, u16, u16)]) {
+        let prefix = |&(address, length, ..): &(&str, u8, u16, u16)| {
+            let address: IpAddr = address
+                .parse()
+                .unwrap_or_else(|_| panic!("not an address: {address}"));
+            Prefix::new(address, length)
+        };
+        let both = listens.iter().flat_map(|listen| {
+            [protocol::TCP, protocol::UDP].map(|protocol| {
+                let listen = Listen {
+                    protocol,
+                    prefix: prefix(listen),
+                    first_port: listen.2,
+                    last_port: listen.3,
+                };
+                (listen, ServiceId(0))
+            })
+        });
+        let snapshot = &mut self.snapshot;
+        snapshot.service_map = Arc::new(ServiceMap::new(both));
+        let locals = snapshot.locals.iter().copied();
+        let backends = snapshot.backends.iter().flatten().map(|b| b.address);
+        snapshot.own = Arc::new(snapshot.service_map.vips().chain(locals.clone()).collect());
+        snapshot.sides = Arc::new(Sides::new(
+            listens.iter().map(|l| (prefix(l), snapshot.two_way)),
+            (0..).zip(locals),
+            backends,
+        ));
     }
 
     /// A backend, to be changed; the service's weights follow when the loan ends.

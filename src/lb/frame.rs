@@ -17,6 +17,11 @@ pub trait Frame {
     fn truncate(&mut self, length: usize);
     /// True where the NIC has already found the IPv4 header checksum right.
     fn ip_checksum_verified(&self) -> bool;
+    /// What the worker that referred the frame to this one had to say. Means something in frames
+    /// that were handed over alone, where it is 0 unless the verdict was
+    /// [`super::Verdict::Refer`].
+    fn note(&self) -> u32;
+    fn set_note(&mut self, note: u32);
     /// True where the frame lies in one piece: `bytes` is all of it.
     fn is_contiguous(&self) -> bool;
 }
@@ -26,6 +31,7 @@ pub trait Frame {
 pub struct MemoryFrame {
     buffer: Vec<u8>,
     start: usize,
+    note: u32,
 }
 
 /// Headroom of a [`MemoryFrame`]; DPDK's default.
@@ -43,6 +49,7 @@ impl MemoryFrame {
         Self {
             buffer,
             start: HEADROOM,
+            note: 0,
         }
     }
 }
@@ -86,6 +93,14 @@ impl Frame for MemoryFrame {
 
     fn ip_checksum_verified(&self) -> bool {
         false
+    }
+
+    fn note(&self) -> u32 {
+        self.note
+    }
+
+    fn set_note(&mut self, note: u32) {
+        self.note = note;
     }
 
     fn is_contiguous(&self) -> bool {

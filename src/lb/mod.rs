@@ -26,6 +26,7 @@ pub mod maglev;
 pub mod mtu;
 pub mod owner;
 pub mod parse;
+pub mod persistence;
 pub mod related;
 pub mod reset;
 pub mod route;
@@ -113,6 +114,8 @@ pub enum Verdict {
     /// Another worker owns the packet's flow: put it, unchanged, on the ring to the worker of this
     /// index.
     HandOff(u8),
+    /// As [`Verdict::HandOff`], and the frame's note (see [`frame::Frame::note`]) goes with it.
+    Refer(u8),
     /// A fragment that has to wait: give it to the worker's [`fragment::FragmentStore`] under this
     /// ticket.
     Hold(u16),

@@ -333,9 +333,10 @@ fn narrowest<A: Address>(body: &[u8]) -> Option<u16> {
         .map(|mtu| mtu.min(u32::from(u16::MAX)) as u16)
 }
 
-/// Some service listens on the address.
+/// Some service listens on the address, and not only because its prefix takes in one of ours.
 fn is_balanced(snapshot: &Snapshot, address: IpAddr) -> bool {
-    snapshot.service_map.is_vip(address) || snapshot.service_map.is_covered(address)
+    let map = &snapshot.service_map;
+    map.is_vip(address) || map.is_covered(address) && !snapshot.own.contains(&address)
 }
 
 /// The message as a packet to forward.

@@ -20,6 +20,7 @@ use super::guard::Guard;
 use super::look::{Burst, Kind, Look, Looks, Meets, looks};
 use super::owner::{Ownership, Side};
 use super::parse::{Packet, Parsed, tcp};
+use super::persistence::Templates;
 use super::schedule::{Place, SchedulerState};
 use super::snapshot::{Backend, BackendId, BackendState, ForwardMethod, Snapshot};
 use super::table::{ConnTable, Slot};
@@ -81,6 +82,7 @@ pub struct Shard {
     pub fragments: Fragments,
     pub(super) local_ports: LocalPorts,
     pub(super) guard: Guard,
+    pub(super) templates: Templates,
     /// The backend that [`super::admit`] chose last.
     pub(super) scheduled: Option<BackendId>,
     /// Of the burst in hand: where it came in, and the smallest MTU of all ports.
@@ -135,6 +137,7 @@ impl Shard {
             fragments: Fragments::new(seed),
             local_ports: LocalPorts::new(0, 1, Ownership::default(), 0)?,
             guard: Guard::default(),
+            templates: Templates::new((size.connections_v4 / 4).clamp(1024, 1 << 18)),
             scheduled: None,
             arrival: Arrival::HandOff,
             smallest_mtu: 0,

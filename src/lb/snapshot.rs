@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::conn::Timeouts;
 use super::maglev::Maglev;
 use super::owner::{Ownership, Sides};
+use super::persistence::Persistence;
 use super::route::{Link, Routes};
 use super::service_map::ServiceMap;
 use super::weights::Weights;
@@ -223,6 +224,17 @@ pub struct Service {
     pub one_packet: bool,
     /// The largest TCP segment size that a SYN may announce; 0 leaves it alone.
     pub mss_clamp: u16,
+    pub limits: Limits,
+    pub persistence: Option<Persistence>,
+}
+
+/// What a service takes, all workers together; each keeps to its share. 0 sets no limit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Limits {
+    /// Connections at once.
+    pub connections: u32,
+    /// New connections a second.
+    pub rate: u32,
 }
 
 /// A port as workers see it.

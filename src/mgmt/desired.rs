@@ -13,6 +13,7 @@ use crate::lb::flow::protocol;
 use crate::lb::forward::tunnel;
 use crate::lb::maglev::{DEFAULT_SIZE, Maglev, Member, SMALL_SIZE};
 use crate::lb::owner::{Ownership, Sides};
+use crate::lb::persistence::Persistence;
 use crate::lb::route::{Link, Prefix, Routes, Target};
 use crate::lb::service_map::{Listen, ServiceMap};
 use crate::lb::snapshot::*;
@@ -328,6 +329,12 @@ impl Desired {
             ForwardMethod::Tunnel => tunnel::overhead(backend.address) as u16,
             _ => 0,
         };
+        let (outer_source, outer_spread) = match service.tunnel_source {
+            Some(prefix) if prefix.address.is_ipv4() == backend.address.is_ipv4() => {
+                (prefix.address, spread(prefix))
+            }
+            _ => (self.own_address(port, backend.address), 0),
+        };
         let configured_weight = u32::from(backend.weight);
         let state = match self.states.get(&id) {
             Some(&state) => state,
@@ -346,8 +353,8 @@ impl Desired {
             service: service_id,
             id,
             address: backend.address,
-            outer_source: self.own_address(port, backend.address),
-            outer_spread: 0,
+            outer_source,
+            outer_spread,
             weight: self.weights.get(&id).copied().unwrap_or(configured_weight),
             configured_weight,
             upper: backend.upper.unwrap_or(0),
@@ -427,6 +434,16 @@ impl Desired {
             locals: self.local_indexes(service),
             one_packet: service.one_packet,
             mss_clamp: service.mss_clamp.unwrap_or(0),
+            limits: Limits {
+                connections: service.limits.connections.unwrap_or(0),
+                rate: service.limits.rate.unwrap_or(0),
+            },
+            persistence: service.persistence.as_ref().map(|p| Persistence {
+                timeout: p.timeout.as_secs() as u32,
+                prefix_v4: p.prefix_v4,
+                prefix_v6: p.prefix_v6,
+                group: group(p.group.as_deref(), &service.name),
+            }),
         }
     }
 
@@ -519,6 +536,21 @@ fn put<T>(values: &mut Vec<Option<T>>, id: u32, value: T) {
         values.resize_with(index + 1, || None);
     }
     values[index] = Some(value);
+}
+
+/// The number of a persistence group, or of a service that is one by itself.
+fn group(name: Option<&str>, service: &str) -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    (name.is_some(), name.unwrap_or(service)).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The bits below a prefix, at most 32 of them, which each flow of a tunnel sets by its hash.
+fn spread(prefix: config::Prefix) -> u32 {
+    let full = if prefix.address.is_ipv4() { 32 } else { 128 };
+    let bits = u32::from(full - prefix.length.min(full));
+    u32::MAX.checked_shr(32 - bits.min(32)).unwrap_or(0)
 }
 
 pub(super) fn method(method: config::Method) -> ForwardMethod {

@@ -12,3 +12,4 @@ mod lab_itself;
 mod methods;
 mod presence;
 mod refusals;
+mod wide;

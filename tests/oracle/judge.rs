@@ -82,6 +82,7 @@ pub struct Judge {
     untracked: Unknown,
     when_no_backend: WhenNoBackend,
     tiny: bool,
+    limit: usize,
     mtus: Vec<usize>,
     backends: Vec<(BackendState, bool)>,
     flows: HashMap<Key, Flow>,
@@ -110,6 +111,7 @@ impl Judge {
             untracked: world.untracked,
             when_no_backend: world.when_no_backend,
             tiny: world.is_tiny(),
+            limit: world.limit as usize,
             mtus: (0..BACKENDS).map(|n| world.mtu(n)).collect(),
             backends: vec![(BackendState::Up, true); BACKENDS as usize],
             flows: HashMap::new(),
@@ -433,6 +435,9 @@ impl Judge {
                 Unknown::Drop => return Expect::Drop(Untracked),
                 Unknown::Hash => {}
             }
+        }
+        if opens && self.limit != 0 && self.flows.len() >= self.limit {
+            return Expect::Drop(Limit);
         }
         let fits = |n: u32| !self.is_two_way() || World::backend(n).is_ipv4() == key.0.is_ipv4();
         let up = |n: &u32| fits(*n) && self.state(*n) == BackendState::Up;

@@ -90,8 +90,6 @@ fn an_independent_oracle_agrees_about_a_million_frames() {
 enum Place {
     /// In this test.
     Here,
-    /// Nothing counts it yet.
-    Nowhere,
     /// In the test of this name in `tests/vdev_drops.rs`.
     Worker(&'static str),
 }
@@ -103,8 +101,7 @@ fn place(reason: DropReason) -> Place {
         Truncated | MalformedIp | MalformedL4 | BadIpChecksum | ForeignMac | BroadcastMac
         | BadSource | TtlExpired | Untracked | NoBackend | BackendGone | NoNeighbour
         | ReplyConflict | TableFull | TooBig | NoHeadroom | Segmented | Fragment
-        | IcmpUnrelated | PoolExhausted | NoBuffer => Place::Here,
-        Limit => Place::Nowhere,
+        | IcmpUnrelated | PoolExhausted | NoBuffer | Limit => Place::Here,
         HandoffFull => Place::Worker("a_full_ring_between_workers_drops"),
         PuntFull => Place::Worker("a_full_ring_to_management_drops"),
         TxFull => Place::Worker("a_full_transmit_queue_drops"),
@@ -130,7 +127,7 @@ fn word(verdict: Verdict) -> &'static str {
         Verdict::Transmit(_) => "(forward)",
         Verdict::Pass(pass) => pass.token(),
         Verdict::Drop(reason) | Verdict::Reply { reason, .. } => reason.token(),
-        Verdict::HandOff(_) => "(hand-off)",
+        Verdict::HandOff(_) | Verdict::Refer(_) => "(hand-off)",
         Verdict::Hold(_) => "(hold)",
     }
 }

@@ -43,6 +43,8 @@ pub struct World {
     pub when_no_backend: WhenNoBackend,
     pub connections: usize,
     pub clients: u32,
+    /// Connections that the service takes; 0 for as many as come.
+    pub limit: u32,
     /// FullNAT's local addresses that the service may use.
     pub locals: &'static [IpAddr],
 }
@@ -56,12 +58,16 @@ impl World {
             when_no_backend,
             connections: 20_000,
             clients: 200,
+            limit: 0,
             locals: &LOCALS,
         };
         use ForwardMethod::*;
         vec![
             world("nat, reset", Nat, Untracked::Reset, WhenNoBackend::Reset),
-            world("nat, drop", Nat, Untracked::Drop, WhenNoBackend::Drop),
+            World {
+                limit: 600,
+                ..world("nat, drop", Nat, Untracked::Drop, WhenNoBackend::Drop)
+            },
             world(
                 "direct routing",
                 DirectRouting,
@@ -136,6 +142,7 @@ impl World {
             service.timeouts.set(state, u16::MAX);
         }
         service.locals = (0..self.locals.len() as u16).collect();
+        lab.service().limits.connections = self.limit;
         lab.service().untracked = self.untracked;
         lab.service().when_no_backend = self.when_no_backend;
         let listens = VIPS.into_iter().flat_map(|vip| {
@@ -231,6 +238,12 @@ impl Frame for Buffer {
     }
     fn ip_checksum_verified(&self) -> bool {
         false
+    }
+    fn note(&self) -> u32 {
+        self.frame.note()
+    }
+    fn set_note(&mut self, note: u32) {
+        self.frame.set_note(note);
     }
     fn is_contiguous(&self) -> bool {
         self.whole

@@ -14,6 +14,7 @@ use super::counters::DropReason;
 use super::flow::{FlowKey, protocol};
 use super::frame::Frame;
 use super::parse::{Packet, Parsed, Transport, read_u16, transport};
+use super::persistence::ASK;
 use super::shard::{Shard, Tracked, Way, to_backend};
 use super::snapshot::Snapshot;
 use super::{Arrival, Now, Outbox, Pass, Verdict};
@@ -204,14 +205,16 @@ impl Shard {
         frame.truncate(usize::from(piece.l3) + usize::from(piece.length));
         if piece.offset == 0 {
             return match piece.head(frame.bytes()) {
-                Ok(packet) => self.head(snapshot, now, frame, piece, &packet, keeps, outbox),
+                Ok(packet) => {
+                    self.head(snapshot, now, arrival, frame, piece, &packet, keeps, outbox)
+                }
                 Err(reason) => Verdict::Drop(reason),
             };
         }
         match self.fragments.known(&piece.datagram(), now) {
             Some(Known::Elsewhere(owner)) if keeps => Verdict::HandOff(owner),
             Some(Known::Here(recipe)) => self.follow(snapshot, now, frame, piece, &recipe, outbox),
-            _ if !keeps => Verdict::Drop(DropReason::Fragment),
+            // Its first one may be on its way to the worker that chooses the backend, and back.
             _ => match self.fragments.wait(piece.datagram(), now) {
                 Some(ticket) => {
                     self.counters.held.set(self.fragments.held() as u64);
@@ -228,6 +231,7 @@ impl Shard {
         &mut self,
         snapshot: &Snapshot,
         now: Now,
+        arrival: Arrival,
         frame: &mut O::Frame,
         piece: &Piece<A>,
         packet: &Packet<A>,
@@ -235,15 +239,16 @@ impl Shard {
         outbox: &mut O,
     ) -> Verdict {
         let owner = self.flow_owner(snapshot, &packet.key);
-        if keeps && owner != self.worker {
+        let asked = arrival == Arrival::HandOff && frame.note() == ASK;
+        if keeps && owner != self.worker && !asked {
             let known = Known::Elsewhere(owner);
             self.fragments.learn(piece.datagram(), known, now);
             return Verdict::HandOff(owner);
         }
         self.scheduled = None;
         let verdict = self.whole(snapshot, now, frame, packet, outbox);
-        // An only fragment (RFC 6946) has no others.
-        if piece.more {
+        // An only fragment (RFC 6946) has no others. A referred one comes back.
+        if piece.more && !matches!(verdict, Verdict::Refer(_)) {
             let recipe = self.recipe(snapshot, packet, verdict, frame.bytes());
             let known = Known::Here(recipe);
             self.fragments.learn(piece.datagram(), known, now);
@@ -340,4 +345,4 @@ impl Shard {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Cuts a packet into fragments of these payload sizes (multiples of 8) and the rest.
-fn cut(frame: &[u8], id: u32, sizes: &[usize]) -> Vec<Vec<u8>> {
+pub(in crate::lb) fn cut(frame: &[u8], id: u32, sizes: &[usize]) -> Vec<Vec<u8>> {
     let v4 = frame[12] == 0x08;
     let at = ETHERNET + if v4 { 20 } else { 40 };
     let (head, payload) = frame.split_at(at);

@@ -1,13 +1,17 @@
-//! Overload: a backend at its upper limit takes nothing until it is below its lower one.
+//! Limits: a backend at its upper one takes nothing until it is below its lower one; a service
+//! takes so many connections at once, and so many new ones a second.
 //!
 //! A limit holds for all workers together, and each keeps to its part (see
 //! [`Place::share`]), so the sum never exceeds a limit of at least as many connections as there
-//! are workers.
+//! are workers. A worker that has used its part up refuses although another may have some left.
 
 use std::cell::Cell;
 
-use super::super::snapshot::Backend;
-use super::Place;
+use super::super::Now;
+use super::super::bucket::Bucket;
+use super::super::counters::BackendCounters;
+use super::super::snapshot::{Backend, Service};
+use super::{Place, load};
 
 /// Which backends this worker has found overloaded, by id.
 pub(super) struct Limits {
@@ -39,5 +43,49 @@ impl Limits {
         };
         mark.set(connections >= upper || (mark.get() && !cleared));
         mark.get()
+    }
+}
+
+/// What is left of the services' rates on this worker, by service id.
+pub(super) struct Rates {
+    buckets: Box<[(u32, Bucket)]>,
+    place: Place,
+}
+
+impl Rates {
+    pub(super) fn new(services: usize, place: Place) -> Self {
+        Self {
+            buckets: vec![(0, Bucket::new(0)); services].into(),
+            place,
+        }
+    }
+
+    /// Whether the service's limits let a new connection in, which then counts toward the rate.
+    pub(super) fn admit(
+        &mut self,
+        service: &Service,
+        gauges: &[BackendCounters],
+        now: Now,
+    ) -> bool {
+        let limits = service.limits;
+        if limits.connections != 0 {
+            let counts = service.backends.iter().map(|&id| load(gauges, id).all());
+            if counts.sum::<u64>() >= self.place.share(limits.connections) {
+                return false;
+            }
+        }
+        if limits.rate == 0 {
+            return true;
+        }
+        let Some((rate, bucket)) = self.buckets.get_mut(service.id.0 as usize) else {
+            return true;
+        };
+        if *rate != limits.rate {
+            (*rate, *bucket) = (
+                limits.rate,
+                Bucket::new(self.place.share(limits.rate) as u32),
+            );
+        }
+        bucket.take(now)
     }
 }

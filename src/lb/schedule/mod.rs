@@ -25,13 +25,14 @@ mod turn;
 
 pub use hash::{Candidates, by_hash};
 
+use super::Now;
 use super::counters::BackendCounters;
 use super::flow::Address;
 use super::maglev::stable_hash;
 use super::snapshot::{Backend, BackendId, Scheduler, Service, Snapshot};
 use super::weights::Candidate;
 use chance::Dice;
-use limit::Limits;
+use limit::{Limits, Rates};
 use locality_table::LocalityTable;
 use turn::Cursor;
 
@@ -99,6 +100,7 @@ impl Request {
 pub struct SchedulerState {
     cursors: Box<[Cursor]>,
     limits: Limits,
+    rates: Rates,
     dice: Dice,
     localities: LocalityTable,
     place: Place,
@@ -111,10 +113,24 @@ impl SchedulerState {
         Self {
             cursors: vec![Cursor::default(); services].into(),
             limits: Limits::new(backends, place),
+            rates: Rates::new(services, place),
             dice: Dice::new(seed, place),
             localities: LocalityTable::new(seed),
             place,
         }
+    }
+
+    /// Whether the service's own limits let a new connection in, which then counts.
+    #[inline(always)]
+    pub fn admit(&mut self, service: &Service, gauges: &[BackendCounters], now: Now) -> bool {
+        service.limits == super::snapshot::Limits::default()
+            || self.rates.admit(service, gauges, now)
+    }
+
+    /// Whether the backend has as many connections as it may have here.
+    pub fn is_full(&self, backend: &Backend, gauges: &[BackendCounters]) -> bool {
+        self.limits
+            .is_overloaded(backend, load(gauges, backend.id).all())
     }
 
     /// The backend for a new connection among those that are eligible, not overloaded and for

@@ -9,7 +9,6 @@ use super::read::{BackendSpans, ServiceSpans};
 use super::read_service::endpoint;
 use super::reader::Sink;
 use super::span::Span;
-use super::supported::Rule;
 
 /// The least MTU of an IPv4 path that RFC 791 lets a host count on, and of any IPv6 link (RFC 8200).
 const LEAST_PACKET_V4: u16 = 576;
@@ -41,7 +40,6 @@ pub(super) fn check_service(
         claims,
         sink,
     };
-    checked.unsupported_combinations();
     checked.vips();
     checked.options();
     checked.health();
@@ -60,24 +58,6 @@ pub(super) fn check_service(
 impl Checked<'_> {
     fn push(&self, span: Span, error: ConfigError) {
         self.sink.push(span, error);
-    }
-
-    fn refuse(&self, rule: Rule, span: Span) {
-        if !self.sink.supported.rule(rule) {
-            self.push(span, ConfigError::RuleNotSupported(rule));
-        }
-    }
-
-    fn unsupported_combinations(&self) {
-        let Checked { service, spans, .. } = self;
-        for (listen, span) in service.listen.iter().zip(&spans.listen) {
-            if listen.ports.single().is_none() {
-                self.refuse(Rule::PortRange, *span);
-            }
-            if listen.vip().is_none() {
-                self.refuse(Rule::AddressPrefix, *span);
-            }
-        }
     }
 
     fn vips(&self) {
@@ -117,6 +97,9 @@ impl Checked<'_> {
             .any(|listen| listen.protocol == Protocol::Tcp);
         if service.one_packet && listens_on_tcp {
             self.push(spans.one_packet, ConfigError::OnePacketNeedsUdp);
+        } else if service.one_packet && matches!(service.method, Method::Nat | Method::FullNat) {
+            let error = ConfigError::OnePacketNeedsOneWay(service.method.name());
+            self.push(spans.one_packet, error);
         }
         if service.method == Method::FullNat {
             // Until there is FullNAT, there is no key for its addresses that could be asked for.

@@ -9,7 +9,6 @@ use thiserror::Error;
 
 use super::listen::Listen;
 use super::span::{Span, position};
-use super::supported::Rule;
 use super::values::ValueError;
 
 /// One fault. Where it is stands beside it, in [`Problem`].
@@ -31,8 +30,6 @@ pub enum ConfigError {
         value: String,
         choices: Vec<&'static str>,
     },
-    #[error(transparent)]
-    RuleNotSupported(Rule),
     #[error("{key} is {found}; write {expected}")]
     WrongType {
         key: String,
@@ -178,6 +175,10 @@ pub enum ConfigError {
         "one_packet is for UDP alone and the service listens on TCP; remove one_packet or the tcp: entries"
     )]
     OnePacketNeedsUdp,
+    #[error(
+        "one_packet keeps no connection, and {0} needs one to know the replies by; remove it or use method = \"tunnel\" or \"direct-routing\""
+    )]
+    OnePacketNeedsOneWay(&'static str),
     #[error("fullnat needs source addresses of its own for {0}; add local_addresses")]
     NoLocalAddresses(&'static str),
     #[error("{key} is for method = \"{method}\" alone; remove it or change the method")]

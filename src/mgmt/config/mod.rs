@@ -36,7 +36,6 @@ pub use error::{ConfigError, FileError, Invalid, Located, Problem};
 pub use model::*;
 pub use save::{backend_to_toml, save, service_to_toml, to_toml};
 pub use span::Span;
-pub use supported::Rule;
 pub use values::{
     Mac, Prefix, ValueError, format_cores, format_size, format_time, parse_cores, parse_size,
     parse_time, parse_unicast,

@@ -113,8 +113,12 @@ pub struct Evenkeel {
 
 impl Evenkeel {
     pub fn start(lab: &Lab, workers: usize, services: &[Service]) -> Evenkeel {
+        Self::start_with(lab, &configuration(lab, workers, services))
+    }
+
+    /// With this text as its configuration.
+    pub fn start_with(lab: &Lab, text: &str) -> Evenkeel {
         let file = lab.folder().join("evenkeel.toml");
-        let text = configuration(lab, workers, services);
         fs::write(&file, text).expect("the configuration");
         let mut process = start(lab, &file, "evenkeel.log");
         attach(lab, &mut process, TAP, Arms::One);
