@@ -37,12 +37,19 @@ impl Seen {
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<usize> {
-    Some(usize::from(u16::from_be_bytes([*bytes.get(at)?, *bytes.get(at + 1)?])))
+    Some(usize::from(u16::from_be_bytes([
+        *bytes.get(at)?,
+        *bytes.get(at + 1)?,
+    ])))
 }
 
 /// The IP packet of a frame, as far as it makes sense.
 pub fn read(frame: &[u8]) -> Option<Seen> {
-    let l3 = if frame.get(12..14)? == [0x81, 0] { 18 } else { 14 };
+    let l3 = if frame.get(12..14)? == [0x81, 0] {
+        18
+    } else {
+        14
+    };
     match word(frame, l3 - 2)? {
         0x0800 | 0x86dd => read_ip(frame, l3),
         _ => None,
@@ -71,7 +78,9 @@ fn read_ip(frame: &[u8], l3: usize) -> Option<Seen> {
     };
     if matches!(seen.protocol, 6 | 17) && !seen.later {
         let l4 = seen.l4;
-        seen.ports = word(frame, l4).zip(word(frame, l4 + 2)).map(|(s, d)| (s as u16, d as u16));
+        seen.ports = word(frame, l4)
+            .zip(word(frame, l4 + 2))
+            .map(|(s, d)| (s as u16, d as u16));
     }
     (seen.l4 <= seen.end && seen.end <= frame.len()).then_some(seen)
 }
@@ -148,7 +157,10 @@ fn header_is_right(frame: &[u8], seen: &Seen) {
     if !seen.is_v6() {
         let header = usize::from(frame[seen.l3] & 15) * 4;
         let sum = add(0, &frame[seen.l3..seen.l3 + header]);
-        assert!(sum != 0 && sum % 0xffff == 0, "header checksum: {frame:02x?}");
+        assert!(
+            sum != 0 && sum % 0xffff == 0,
+            "header checksum: {frame:02x?}"
+        );
     }
 }
 
@@ -177,7 +189,10 @@ pub fn forwarded(choice: Choice, sent: &[u8], out: &[u8], cut: bool) {
         assert_eq!(out[12..after.l3 - 2], sent[12..before.l3 - 2]);
     }
     assert_eq!(out[6..12], OUR_MAC);
-    assert!(out[..6] == CLIENT_MAC || out[..5] == [2, 0, 0, 0, 1], "to nobody");
+    assert!(
+        out[..6] == CLIENT_MAC || out[..5] == [2, 0, 0, 0, 1],
+        "to nobody"
+    );
     let syn = before.protocol == 6 && sent.get(before.l4 + 13).is_some_and(|f| f & 2 != 0);
     let clamped = choice.clamps() && syn && !before.later;
     match choice.method() {
@@ -258,7 +273,11 @@ fn translated(choice: Choice, sent: &[u8], before: &Seen, out: &[u8], after: &Se
         assert!(has_no_checksum(out, after) || fault(out, after) == 0);
     } else {
         assert!(!has_no_checksum(out, after), "the checksum was lost");
-        assert_eq!(fault(sent, before), fault(out, after), "checksum: {sent:02x?}\n{out:02x?}");
+        assert_eq!(
+            fault(sent, before),
+            fault(out, after),
+            "checksum: {sent:02x?}\n{out:02x?}"
+        );
     }
     let checksum = match before.protocol {
         6 => 16..18,
@@ -266,13 +285,20 @@ fn translated(choice: Choice, sent: &[u8], before: &Seen, out: &[u8], after: &Se
         _ => return,
     };
     for at in (4..a.len()).filter(|at| !checksum.contains(at)) {
-        assert!(clamped || a[at] == b[at], "byte {at} of the transport header or data");
+        assert!(
+            clamped || a[at] == b[at],
+            "byte {at} of the transport header or data"
+        );
     }
 }
 
 /// Makes the IPv4 header checksum right, where there is such a header.
 pub fn mend(frame: &mut [u8]) {
-    let l3 = if frame.get(12..14) == Some(&[0x81, 0]) { 18 } else { 14 };
+    let l3 = if frame.get(12..14) == Some(&[0x81, 0]) {
+        18
+    } else {
+        14
+    };
     if word(frame, l3 - 2) != Some(0x0800) || frame.len() < l3 + 20 {
         return;
     }

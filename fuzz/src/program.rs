@@ -97,8 +97,15 @@ impl Run<'_> {
             }
             12 => self.backend(bytes),
             13 => {
-                let step = [1_000_000, 300_000_000, 1_500_000_000, 11_000_000_000, 61_000_000_000];
-                self.worlds.pass(step[usize::from(bytes.next()) % step.len()]);
+                let step = [
+                    1_000_000,
+                    300_000_000,
+                    1_500_000_000,
+                    11_000_000_000,
+                    61_000_000_000,
+                ];
+                self.worlds
+                    .pass(step[usize::from(bytes.next()) % step.len()]);
                 self.release();
             }
             14 | 15 => {
@@ -158,10 +165,23 @@ impl Run<'_> {
             (false, false) => Ipv4Addr::new(203, 0, 113, 9).into(),
             (false, true) => Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 9).into(),
         };
-        let kinds = if v6 { [1, 2, 3, 4, 128, 1, 2, 3] } else { [3, 11, 12, 3, 8, 5, 3, 3] };
+        let kinds = if v6 {
+            [1, 2, 3, 4, 128, 1, 2, 3]
+        } else {
+            [3, 11, 12, 3, 8, 5, 3, 3]
+        };
         let kind = kinds[usize::from(how >> 1 & 7)];
         let keep = (8 + usize::from(bytes.next())).min(quoted.len() - seen.l3);
-        let mut body = vec![kind, if kind == 3 { 4 } else { 0 }, 0, 0, 0, 0, 5, bytes.next()];
+        let mut body = vec![
+            kind,
+            if kind == 3 { 4 } else { 0 },
+            0,
+            0,
+            0,
+            0,
+            5,
+            bytes.next(),
+        ];
         body.extend(&quoted[seen.l3..seen.l3 + keep]);
         Some(model::icmp(from, seen.source, body))
     }
@@ -194,8 +214,13 @@ impl Run<'_> {
     }
 
     fn take(&mut self, worker: usize, arrival: Arrival, travelling: Travelling) {
-        let outcome = self.worlds.follow(&self.lab, self.choice, worker, arrival, travelling);
-        let Outcome { verdict, travelling } = outcome;
+        let outcome = self
+            .worlds
+            .follow(&self.lab, self.choice, worker, arrival, travelling);
+        let Outcome {
+            verdict,
+            travelling,
+        } = outcome;
         let out = travelling.frame.bytes();
         let sent = std::mem::take(&mut self.worlds.outbox.sent);
         match verdict {
@@ -250,7 +275,10 @@ fn request(bytes: &mut Bytes) -> Build {
         _ => SocketAddr::new(vip, 80),
     };
     let port = 1024 + u16::from(who >> 2 & 3) + 4 * u16::from(to & 7);
-    dressed(between(SocketAddr::new(client, port), destination, protocol), bytes)
+    dressed(
+        between(SocketAddr::new(client, port), destination, protocol),
+        bytes,
+    )
 }
 
 /// Flags, lengths and options.

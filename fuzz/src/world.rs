@@ -58,12 +58,16 @@ impl Choice {
             changed.upper = if self.0 & 16 == 0 { 0 } else { 5 };
             if changed.address.is_ipv6() {
                 changed.outer_source = "2001:db8:1::fe".parse().expect("IPv6");
-                changed.mtu -= if self.method() == ForwardMethod::Tunnel { 20 } else { 0 };
+                changed.mtu -= if self.method() == ForwardMethod::Tunnel {
+                    20
+                } else {
+                    0
+                };
             }
         }
         let service = lab.service();
-        service.untracked = [Untracked::Reset, Untracked::Drop, Untracked::Hash]
-            [usize::from(self.1 & 3) % 3];
+        service.untracked =
+            [Untracked::Reset, Untracked::Drop, Untracked::Hash][usize::from(self.1 & 3) % 3];
         service.when_no_backend = [
             WhenNoBackend::Reset,
             WhenNoBackend::Drop,
@@ -121,7 +125,11 @@ pub struct Outcome {
 
 impl Worlds {
     pub fn new() -> Self {
-        let seed = Seed([0x9e37_79b9_7f4a_7c15, 0xd1b5_4a32_d192_ed03, 0x8cb9_2ba7_2f3d_8dd7]);
+        let seed = Seed([
+            0x9e37_79b9_7f4a_7c15,
+            0xd1b5_4a32_d192_ed03,
+            0x8cb9_2ba7_2f3d_8dd7,
+        ]);
         let worker = |index: u32, of: u32| {
             let size = ShardSize {
                 connections_v4: CONNECTIONS,
@@ -194,7 +202,10 @@ impl Worlds {
                 Verdict::HandOff(next) => {
                     travelling.frame.set_note(0);
                     // Padding may be cut off a fragment.
-                    assert!(travelling.sent.starts_with(travelling.frame.bytes()), "changed");
+                    assert!(
+                        travelling.sent.starts_with(travelling.frame.bytes()),
+                        "changed"
+                    );
                     assert_ne!(usize::from(next), at, "handed to itself");
                     (at, arrival) = (usize::from(next), Arrival::HandOff);
                 }
@@ -209,7 +220,12 @@ impl Worlds {
                         travelling: dummy,
                     };
                 }
-                verdict => return Outcome { verdict, travelling },
+                verdict => {
+                    return Outcome {
+                        verdict,
+                        travelling,
+                    };
+                }
             }
         }
         panic!("handed around without end");
@@ -224,7 +240,10 @@ impl Worlds {
                 continue;
             }
             if let Some(released) = worker.shard.release_fragment(self.now) {
-                let held = worker.store.take(released.ticket).expect("a ticket has a frame");
+                let held = worker
+                    .store
+                    .take(released.ticket)
+                    .expect("a ticket has a frame");
                 return Some((at, released.goes_on.then_some(held)));
             }
         }
