@@ -1,4 +1,5 @@
-//! Makes the packets of scripts/bench and checks what became of them.
+//! Makes the packets of scripts/bench and checks what became of them; measures what a connection
+//! takes in memory.
 //!
 //! The checks share no code with the balancer: they read bytes at fixed places and sum checksums
 //! in full. Only who owns a flow is asked of the balancer, to split packets among workers.
@@ -6,6 +7,7 @@
 mod check;
 mod frame;
 mod make;
+mod memory;
 mod pcap;
 
 use std::path::Path;
@@ -15,6 +17,7 @@ const USAGE: &str = "usage:
   bench-packets make KIND FAMILY FLOWS FILE
   bench-packets split FAMILY FLOWS WORKERS SHARE STEM
   bench-packets check METHOD KIND FAMILY FLOWS SENT RECEIVED
+  bench-packets memory METHOD FAMILY CONNECTIONS
 
 KIND: udp (every flow once), tcp (open, data and close of every flow). FAMILY: ipv4, ipv6.
 METHOD: direct-routing, tunnel, nat, fullnat. split writes STEM0, STEM1, ...: the udp frames that
@@ -57,6 +60,10 @@ fn run(arguments: &[String]) -> Result<(), Failure> {
                 found.frames,
                 counts.join(", ")
             );
+            Ok(())
+        }
+        ["memory", method, family, connections] => {
+            println!("{}", memory::memory(method, family, connections.parse()?)?);
             Ok(())
         }
         _ => Err(USAGE.into()),

@@ -9,6 +9,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[3]
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
 EVENKEEL = TARGET / "evenkeel"
 PACKETS = TARGET / "bench-packets"
+PROBE = TARGET / "bench-probe"
 
 CORE_MAIN, CORE_WORKER = 0, 1
 BACKENDS = 16

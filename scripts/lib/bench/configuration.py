@@ -19,7 +19,7 @@ def table(case):
     return case.connections
 
 
-def configuration(case, device, directory, metrics=None):
+def configuration(case, device, directory):
     neighbours = "".join(
         f'[[port.neighbour]]\naddress = "{backend_address(case.family, n)}"\nmac = "{backend_mac(n)}"\n'
         for n in range(BACKENDS)
@@ -32,12 +32,12 @@ def configuration(case, device, directory, metrics=None):
     vip = "198.18.255.1" if case.family == "ipv4" else "[2001:db8:ff::1]"
     protocol = "tcp" if case.kind == "tcp" else "udp"
     extra = f"local_addresses = [{LOCALS}]\n" if case.method == "fullnat" else ""
-    # The flood guard would keep new flows out of the table, and they shall be gone in the next turn.
-    guard = "flood_guard = 4294967295\n" if case.new_flows or case.kind == "tcp" else ""
+    # New flows shall be gone in the next turn.
     extra += 'timeouts = { udp = "1s" }\n' if case.new_flows else ""
     # Management has no core of its own where there are several workers: see compare_workers.
     alone = case.workers == 1
     cores = f"{CORE_WORKER}" if alone else f"{CORE_MAIN}-{CORE_MAIN + case.workers - 1}"
+    # All flows come within milliseconds of the start, which would be a flood to the guard.
     return f"""
 [workers]
 cores = "{cores}"
@@ -46,11 +46,10 @@ memory = "16GiB"
 buffers = {case.frames + SPARE_BUFFERS}
 buffer_size = {buffer_size(case.flows)}
 idle = "{'poll' if alone else 'yield'}"
-{guard}
+flood_guard = 4294967295
 [management]
 core = {CORE_MAIN}
 socket = "{directory}/evenkeel.sock"
-{f'metrics = "{metrics}"' if metrics else ""}
 [[port]]
 name = "wan"
 device = "{device}"
