@@ -15,6 +15,9 @@ from .programs import Evenkeel, Testpmd
 
 # A turn in which a program had less of its CPU counts for nothing.
 CPU_SHARE = 0.97
+# Of several workers each must have had so much: while one waits, what others hand to it is lost.
+# Less than above, because management shares a core with one of them.
+WORKER_SHARE = 0.9
 # How often that may happen for each turn that counts.
 PATIENCE = 12
 # A turn: long against the milliseconds in which caches fill, and short enough that a busy machine
@@ -155,7 +158,7 @@ class Bench:
         pcap = self.file(case.kind, case.family, case.flows)
         self.need_memory(case, 2)
         directories = [f"{self.directory}/{n}" for n in (1, case.workers)]
-        programs, ours, theirs = [], [], []
+        programs, ours, theirs, wasted = [], [], [], 0
         try:
             for each, device, directory in (
                 (one, f"net_pcap0,rx_pcap={pcap},infinite_rx=1", directories[0]),
@@ -168,6 +171,12 @@ class Bench:
             single, several = programs
             while len(ours) < self.pairs:
                 a, b = several.turn(SECONDS), single.turn(SECONDS)
+                if a.least_share(case.workers) < WORKER_SHARE:
+                    wasted += 1
+                    say(f"{label}: a worker had only {a.least_share(case.workers):.1%} of its CPU")
+                    if wasted > PATIENCE * self.pairs:
+                        die("this machine gives too little of its CPU to measure; try again later")
+                    continue
                 ours.append(a.mpps_per_cpu(case.workers) * case.workers)
                 theirs.append(b.mpps_per_cpu(1))
                 say(f"{label}: {ours[-1]:6.2f} / {theirs[-1]:6.2f} Mpps = {ours[-1] / theirs[-1]:.3f}")

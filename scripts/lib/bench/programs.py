@@ -68,6 +68,10 @@ class Turn:
         """The busiest thread's share of a CPU."""
         return max(self.spent.values()) / (self.seconds * 1e9)
 
+    def least_share(self, workers):
+        """The share of a CPU of the worker that obtained least; workers are the busiest threads."""
+        return sorted(self.spent.values())[-workers] / (self.seconds * 1e9)
+
     def mpps_per_cpu(self, workers):
         """Per second of CPU that the workers, which are the busiest threads, obtained."""
         obtained = sorted(self.spent.values())[-workers:]
