@@ -166,6 +166,7 @@ impl Appliance {
         if now >= self.next_slow_look {
             self.next_slow_look = now + SLOW_LOOK;
             self.look_at_ports(now, &mut out);
+            self.stale |= self.desired.look_at_drains(now);
             self.collect_removed();
         }
         self.carry_out(out);

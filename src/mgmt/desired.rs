@@ -20,6 +20,7 @@ use crate::lb::snapshot::*;
 use crate::lb::weights::Weights;
 
 use super::config;
+use super::drains::Drains;
 use super::net::NetState;
 
 /// What a backend is known by across reloads.
@@ -104,6 +105,7 @@ pub struct Desired {
     removed: HashMap<BackendId, Backend>,
     states: HashMap<BackendId, BackendState>,
     weights: HashMap<BackendId, u32>,
+    drains: Drains,
     maglevs: HashMap<MaglevKey, Arc<Maglev>>,
     generation: u64,
     ownership: Ownership,
@@ -129,6 +131,7 @@ impl Desired {
             removed: HashMap::new(),
             states: HashMap::new(),
             weights: HashMap::new(),
+            drains: Drains::default(),
             maglevs: HashMap::new(),
             generation: 0,
         }
@@ -218,6 +221,17 @@ impl Desired {
     /// What checks and operators say of a backend; true where that is news.
     pub fn set_state(&mut self, id: BackendId, state: BackendState) -> bool {
         self.states.insert(id, state) != Some(state)
+    }
+
+    /// Looks for drains whose deadline has passed; true where there is one.
+    pub fn look_at_drains(&mut self, now: std::time::Instant) -> bool {
+        let drained = self.each_backend().filter(|(_, backend)| backend.drain);
+        let drained: Vec<_> = drained
+            .filter_map(|(service, backend)| {
+                Some((self.find_backend(service, backend)?, service.drain_timeout))
+            })
+            .collect();
+        self.drains.look(now, drained)
     }
 
     /// A weight in place of the configured one, until `None` is set.
@@ -344,7 +358,7 @@ impl Desired {
         Backend {
             link,
             method,
-            state,
+            state: self.drains.state(id, state),
             port: match method.is_two_way() {
                 true => backend.port.unwrap_or(0),
                 false => 0,

@@ -4,6 +4,7 @@ pub mod api;
 pub mod appliance;
 pub mod config;
 pub mod desired;
+pub mod drains;
 pub mod feedback;
 pub mod hash_tables;
 pub mod health;

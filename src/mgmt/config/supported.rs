@@ -31,7 +31,6 @@ pub const NOT_YET: &[Missing] = &[
     Key("service.on_change"),
     Key("service.feedback"),
     Key("service.slow_start"),
-    Key("service.drain_timeout"),
 ];
 
 /// Answers from one list of missing things: [`NOT_YET`], or an empty one in tests that need the
