@@ -314,27 +314,13 @@ impl Shard {
 }
 
 /// Rewrites a NAT backend's packet for the client and says where it leaves.
-#[inline(always)]
 pub(super) fn to_client<A: Address, F: Frame>(
     snapshot: &Snapshot,
     frame: &mut F,
     packet: &Packet<A>,
     conn: &Conn<A>,
 ) -> Verdict {
-    let service = nat::Endpoint {
-        address: conn.vip,
-        port: conn.vip_port,
-    };
-    let done = if conn.has(flag::FULL_NAT) {
-        let client = nat::Endpoint {
-            address: conn.client,
-            port: conn.client_port,
-        };
-        nat::rewrite_both(frame.bytes_mut(), packet, service, client)
-    } else {
-        nat::rewrite_source(frame.bytes_mut(), packet, service)
-    };
-    if let Err(reason) = done {
+    if let Err(reason) = rewrite_for_client(frame.bytes_mut(), packet, conn) {
         return Verdict::Drop(reason);
     }
     match snapshot.routes.link(conn.client.into()) {
@@ -344,6 +330,27 @@ pub(super) fn to_client<A: Address, F: Frame>(
         }
         None => Verdict::Pass(Pass::Resolve),
     }
+}
+
+/// Makes a NAT backend's packet one of the service's. A packet that lives too short stays as it was.
+#[inline(always)]
+pub(super) fn rewrite_for_client<A: Address>(
+    frame: &mut [u8],
+    packet: &Packet<A>,
+    conn: &Conn<A>,
+) -> Result<(), DropReason> {
+    let service = nat::Endpoint {
+        address: conn.vip,
+        port: conn.vip_port,
+    };
+    if !conn.has(flag::FULL_NAT) {
+        return nat::rewrite_source(frame, packet, service);
+    }
+    let client = nat::Endpoint {
+        address: conn.client,
+        port: conn.client_port,
+    };
+    nat::rewrite_both(frame, packet, service, client)
 }
 
 /// Cuts a packet that is too long for its backend. What goes into a tunnel is cut before it is

@@ -15,13 +15,14 @@ use super::flow::{Address, FlowKey, Seed, endpoint_hash, protocol};
 use super::forward::{direct, nat, tunnel};
 use super::fragment::Fragments;
 use super::frame::Frame;
-use super::fullnat::{LocalPorts, is_local_reply, local_end};
+use super::fullnat::{LocalPorts, local_end};
 use super::guard::Guard;
 use super::look::{Burst, Kind, Look, Looks, Meets, looks};
 use super::owner::{Ownership, Side};
 use super::parse::{Packet, Parsed, tcp};
 use super::persistence::Templates;
 use super::schedule::{Place, SchedulerState};
+use super::settled::is_settled;
 use super::snapshot::{Backend, BackendId, BackendState, ForwardMethod, Snapshot};
 use super::table::{ConnTable, Slot};
 use super::{Arrival, MAX_BURST, Now, Outbox, Pass, Verdict, mtu};
@@ -87,7 +88,7 @@ pub struct Shard {
     pub(super) scheduled: Option<BackendId>,
     /// Of the burst in hand: where it came in, and the smallest MTU of all ports.
     pub(super) arrival: Arrival,
-    smallest_mtu: u16,
+    pub(super) smallest_mtu: u16,
     looks: Looks,
 }
 
@@ -96,7 +97,6 @@ pub struct Shard {
 struct Aim {
     hash: u64,
     meets: Meets,
-    slot: Slot,
 }
 
 impl Look {
@@ -105,7 +105,6 @@ impl Look {
         Aim {
             hash: self.hash,
             meets: self.meets,
-            slot: self.slot,
         }
     }
 }
@@ -168,20 +167,39 @@ impl Shard {
             self.reach(look);
         }
         for ((look, frame), verdict) in looks.iter().zip(frames).zip(verdicts) {
-            *verdict = match look.kind {
-                Kind::V4 => self.plain::<Ipv4Addr, O>(snapshot, now, frame, look, outbox),
-                Kind::V6 => self.plain::<Ipv6Addr, O>(snapshot, now, frame, look, outbox),
-                Kind::Elsewhere => Verdict::HandOff(look.hash as u8),
-                Kind::OddV4 | Kind::OddV6 | Kind::Unusual => {
-                    self.unusual(&burst, now, frame, look, outbox)
-                }
+            let sent = match look.kind {
+                Kind::V4 => self.forward_settled::<Ipv4Addr, _>(snapshot, now, frame, look),
+                Kind::V6 => self.forward_settled::<Ipv6Addr, _>(snapshot, now, frame, look),
+                _ => None,
+            };
+            *verdict = match sent {
+                Some(port) => Verdict::Transmit(port),
+                None => self.look_up(&burst, now, frame, look, outbox),
             };
         }
         self.looks = looks;
     }
 
-    /// Third pass: a plain TCP or UDP packet.
-    #[inline(always)]
+    /// Third pass over whatever [`Shard::forward_settled`] did not forward.
+    #[inline(never)]
+    fn look_up<O: Outbox>(
+        &mut self,
+        burst: &Burst,
+        now: Now,
+        frame: &mut O::Frame,
+        look: &Look,
+        outbox: &mut O,
+    ) -> Verdict {
+        match look.kind {
+            Kind::V4 => self.plain::<Ipv4Addr, O>(burst.snapshot, now, frame, look, outbox),
+            Kind::V6 => self.plain::<Ipv6Addr, O>(burst.snapshot, now, frame, look, outbox),
+            Kind::Elsewhere => Verdict::HandOff(look.hash as u8),
+            Kind::OddV4 | Kind::OddV6 | Kind::Unusual => {
+                self.unusual(burst, now, frame, look, outbox)
+            }
+        }
+    }
+
     fn plain<A: Tracked, O: Outbox>(
         &mut self,
         snapshot: &Snapshot,
@@ -192,13 +210,12 @@ impl Shard {
     ) -> Verdict {
         let (protocol, length) = (look.protocol, look.length);
         match Packet::<A>::plain(frame.bytes(), protocol, length, look.tcp_flags) {
-            Some(packet) => self.meet(snapshot, now, frame, packet, look.aim(), outbox),
+            Some(packet) => self.meet(snapshot, now, frame, &packet, look.aim(), outbox),
             None => Verdict::Drop(DropReason::Truncated),
         }
     }
 
-    /// Third pass: any other frame.
-    #[inline(never)]
+    /// Any frame that is not a plain packet.
     fn unusual<O: Outbox>(
         &mut self,
         burst: &Burst,
@@ -210,8 +227,8 @@ impl Shard {
         let (snapshot, arrival) = (burst.snapshot, burst.arrival);
         let parsed = burst.parse(frame);
         match parsed {
-            Parsed::V4(packet) => self.meet(snapshot, now, frame, packet, look.aim(), outbox),
-            Parsed::V6(packet) => self.meet(snapshot, now, frame, packet, look.aim(), outbox),
+            Parsed::V4(packet) => self.meet(snapshot, now, frame, &packet, look.aim(), outbox),
+            Parsed::V6(packet) => self.meet(snapshot, now, frame, &packet, look.aim(), outbox),
             Parsed::Bad(reason) => Verdict::Drop(reason),
             Parsed::FragmentV4 { .. } | Parsed::FragmentV6 { .. } => {
                 self.fragment(snapshot, now, arrival, frame, &parsed, outbox)
@@ -287,12 +304,8 @@ impl Shard {
         outbox: &mut O,
     ) -> Verdict {
         let (hash, meets) = self.meets(snapshot, Arrival::HandOff, &packet.key);
-        let aim = Aim {
-            hash,
-            meets,
-            slot: Slot::NONE,
-        };
-        self.meet(snapshot, now, frame, *packet, aim, outbox)
+        let aim = Aim { hash, meets };
+        self.meet(snapshot, now, frame, packet, aim, outbox)
     }
 
     /// The worker to hand an ICMP error to, where it speaks of a flow of another one.
@@ -314,65 +327,23 @@ impl Shard {
     }
 
     /// A TCP or UDP packet meets its connection.
-    ///
-    /// Here and below, what is rare gets a copy of the packet: a reference to the packet itself
-    /// would force it out of the registers for all.
-    #[inline(always)]
     fn meet<A: Tracked, O: Outbox>(
         &mut self,
         snapshot: &Snapshot,
         now: Now,
         frame: &mut O::Frame,
-        packet: Packet<A>,
+        packet: &Packet<A>,
         aim: Aim,
         outbox: &mut O,
     ) -> Verdict {
         frame.truncate(usize::from(packet.l3) + usize::from(packet.length));
-        if aim.meets == Meets::Request {
-            if let Some(way) = self.settled(snapshot, now, &packet, aim) {
-                return self.send_to_backend(snapshot, now, frame, packet, way, outbox);
-            }
-            return self.request(snapshot, now, frame, &{ packet }, aim.hash, outbox);
+        match aim.meets {
+            Meets::Request => self.request(snapshot, now, frame, packet, aim.hash, outbox),
+            _ => self.reply(snapshot, now, frame, packet, aim, outbox),
         }
-        if let Some(conn) = self.settled_reply(snapshot, now, &packet, aim) {
-            return self.send_to_client(snapshot, now, frame, packet, conn, outbox);
-        }
-        self.reply(snapshot, now, frame, &{ packet }, aim, outbox)
-    }
-
-    /// The way of a packet in whose connection nothing changes but the time stamp: nearly every
-    /// packet. What does not qualify is looked at again by [`Shard::request`].
-    #[inline(always)]
-    fn settled<'s, A: Tracked>(
-        &mut self,
-        snapshot: &'s Snapshot,
-        now: Now,
-        packet: &Packet<A>,
-        aim: Aim,
-    ) -> Option<Way<'s, A>> {
-        let conn = A::table_mut(&mut self.tables).live(aim.slot)?;
-        if !is_request(conn, &packet.key)
-            || !is_settled(conn, packet.tcp_flags)
-            || conn.is_expired(now.second)
-        {
-            return None;
-        }
-        let backend = snapshot.backend(conn.backend)?;
-        if backend.state == BackendState::Removed {
-            return None;
-        }
-        if conn.last_seen != now.second {
-            conn.last_seen = now.second;
-        }
-        Some(Way {
-            backend,
-            hash: aim.hash,
-            local: local_end(snapshot, conn),
-        })
     }
 
     /// A packet of a client, whatever the state of its flow.
-    #[inline(never)]
     fn request<A: Tracked, O: Outbox>(
         &mut self,
         snapshot: &Snapshot,
@@ -425,25 +396,23 @@ impl Shard {
             hash,
             local: local_end(snapshot, conn),
         };
-        self.send_to_backend(snapshot, now, frame, *packet, way, outbox)
+        self.send_to_backend(snapshot, now, frame, packet, way, outbox)
     }
 
-    #[inline(always)]
     fn send_to_backend<A: Tracked, O: Outbox>(
         &mut self,
         snapshot: &Snapshot,
         now: Now,
         frame: &mut O::Frame,
-        packet: Packet<A>,
+        packet: &Packet<A>,
         way: Way<A>,
         outbox: &mut O,
     ) -> Verdict {
-        let verdict = to_backend(frame, &packet, &way);
+        let verdict = to_backend(frame, packet, &way);
         if let Verdict::Drop(reason) = verdict {
-            let (packet, way) = (packet, way);
-            return self.undelivered(snapshot, now, frame, &packet, &way, reason, outbox);
+            return self.undelivered(snapshot, now, frame, packet, &way, reason, outbox);
         }
-        self.count_in(way.backend, &packet);
+        self.count_in(way.backend, packet);
         verdict
     }
 
@@ -455,38 +424,7 @@ impl Shard {
         }
     }
 
-    /// The connection of a NAT backend's packet in which nothing changes but the time stamp.
-    #[inline(always)]
-    fn settled_reply<A: Tracked>(
-        &mut self,
-        snapshot: &Snapshot,
-        now: Now,
-        packet: &Packet<A>,
-        aim: Aim,
-    ) -> Option<Conn<A>> {
-        let conn = A::table_mut(&mut self.tables).live(aim.slot)?;
-        if !is_settled(conn, packet.tcp_flags) || conn.is_expired(now.second) {
-            return None;
-        }
-        let is_its = match aim.meets {
-            Meets::LocalReply => is_local_reply(snapshot, conn, &packet.key),
-            _ => is_reply(snapshot, conn, &packet.key),
-        };
-        if !is_its {
-            return None;
-        }
-        let backend = snapshot.backend(conn.backend)?;
-        if backend.state == BackendState::Removed {
-            return None;
-        }
-        if conn.last_seen != now.second {
-            conn.last_seen = now.second;
-        }
-        Some(*conn)
-    }
-
     /// A packet that is not from a client to an address of ours.
-    #[inline(never)]
     fn reply<A: Tracked, O: Outbox>(
         &mut self,
         snapshot: &Snapshot,
@@ -538,36 +476,40 @@ impl Shard {
             }
         }
         A::table_mut(&mut self.tables).get_mut(slot).last_seen = now.second;
-        self.send_to_client(snapshot, now, frame, *packet, conn, outbox)
+        self.send_to_client(snapshot, now, frame, packet, conn, outbox)
     }
 
-    #[inline(always)]
     fn send_to_client<A: Tracked, O: Outbox>(
         &mut self,
         snapshot: &Snapshot,
         now: Now,
         frame: &mut O::Frame,
-        packet: Packet<A>,
+        packet: &Packet<A>,
         conn: Conn<A>,
         outbox: &mut O,
     ) -> Verdict {
         let verdict = if packet.length > self.smallest_mtu {
-            self.long_reply(snapshot, now, frame, &{ packet }, &{ conn }, outbox)
+            self.long_reply(snapshot, now, frame, packet, &conn, outbox)
         } else {
-            to_client(snapshot, frame, &packet, &conn)
+            to_client(snapshot, frame, packet, &conn)
         };
         match verdict {
             Verdict::Drop(DropReason::TtlExpired) => {
-                return self.expired(snapshot, now, frame, &{ packet }, conn.vip);
+                return self.expired(snapshot, now, frame, packet, conn.vip);
             }
             Verdict::Transmit(_) | Verdict::Pass(_) => {}
             _ => return verdict,
         }
-        if let Some(counters) = self.counters.backends.get(conn.backend.0 as usize) {
-            counters.out_packets.add(1);
-            counters.out_bytes.add(u64::from(packet.length));
-        }
+        self.count_out(conn.backend, packet.length);
         verdict
+    }
+
+    #[inline(always)]
+    pub(super) fn count_out(&self, backend: BackendId, length: u16) {
+        if let Some(counters) = self.counters.backends.get(backend.0 as usize) {
+            counters.out_packets.add(1);
+            counters.out_bytes.add(u64::from(length));
+        }
     }
 
     /// Lowers the segment size a SYN announces, where the service asks for it.
@@ -734,16 +676,6 @@ pub(super) fn uncount<A: Address>(counters: &WorkerCounters, conn: &Conn<A>) {
             &backend.inactive
         };
         gauge.subtract(1);
-    }
-}
-
-/// Nothing about the connection can change by this packet but its time stamp.
-#[inline(always)]
-fn is_settled<A: Address>(conn: &Conn<A>, tcp_flags: u8) -> bool {
-    match conn.state {
-        State::Established => tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0,
-        State::Udp => !conn.has(flag::EMBRYONIC),
-        _ => false,
     }
 }
 

@@ -74,8 +74,9 @@ pub struct ConnTable<A: Address> {
     buckets: Region<Bucket<A>>,
     /// A key's lane is the same in both its rows, and however many rows there are.
     lanes: usize,
-    /// Rows in use, at least one.
+    /// Rows in use, at least one, and the bits that tell them apart.
     rows: usize,
+    mask: usize,
     length: usize,
     sweep: usize,
 }
@@ -92,6 +93,7 @@ impl<A: Address> ConnTable<A> {
             buckets: Region::zeroed(rows * lanes)?,
             lanes,
             rows: 1,
+            mask: 1,
             length: 0,
             sweep: 0,
         })
@@ -123,19 +125,24 @@ impl<A: Address> ConnTable<A> {
 
     #[inline(always)]
     fn tag(hash: u64) -> u16 {
-        (hash as u16).max(1)
+        // 0 is a free entry's.
+        hash as u16 | 1
     }
 
     /// The row that a number belongs to: its low bits, one less where that row is not yet split.
     #[inline(always)]
     fn row(&self, bits: usize) -> usize {
-        let mask = usize::MAX >> self.rows.leading_zeros();
-        let row = bits & mask;
+        let row = bits & self.mask;
         if row < self.rows {
             row
         } else {
-            row & mask >> 1
+            row & self.mask >> 1
         }
+    }
+
+    fn set_rows(&mut self, rows: usize) {
+        self.rows = rows;
+        self.mask = usize::MAX >> rows.leading_zeros();
     }
 
     #[inline(always)]
@@ -143,17 +150,26 @@ impl<A: Address> ConnTable<A> {
         (((hash >> 32) * self.lanes as u64) >> 32) as usize
     }
 
+    /// What a key's first and second row are told from.
+    #[inline(always)]
+    fn bits(hash: u64) -> (usize, usize) {
+        let shift = u32::from(Self::tag(hash)).wrapping_mul(0x9e37_79b1) | 1;
+        (
+            (hash >> 16) as usize,
+            ((hash >> 16) as u32 ^ shift) as usize,
+        )
+    }
+
     /// The first of the two buckets of a key with this hash.
     #[inline(always)]
     fn first(&self, hash: u64) -> usize {
-        self.row((hash >> 16) as usize) * self.lanes + self.lane(hash)
+        self.row(Self::bits(hash).0) * self.lanes + self.lane(hash)
     }
 
     /// The second of the two buckets; in a small table it may be the first.
     #[inline(always)]
     fn second(&self, hash: u64) -> usize {
-        let bits = (hash >> 16) as u32 ^ (u32::from(Self::tag(hash)).wrapping_mul(0x9e37_79b1) | 1);
-        self.row(bits as usize) * self.lanes + self.lane(hash)
+        self.row(Self::bits(hash).1) * self.lanes + self.lane(hash)
     }
 
     fn hash(&self, conn: &Conn<A>) -> u64 {
@@ -305,15 +321,13 @@ impl<A: Address> ConnTable<A> {
                     continue;
                 }
                 let hash = self.hash(self.get(slot));
-                self.rows = new;
-                let by_first = self.first(hash) == from;
-                self.rows = new + 1;
-                let bucket = if by_first {
-                    self.first(hash)
+                let (first, second) = Self::bits(hash);
+                let bits = if self.first(hash) == from {
+                    first
                 } else {
-                    self.second(hash)
+                    second
                 };
-                if bucket == to {
+                if bits & usize::MAX >> new.leading_zeros() == new {
                     let conn = self.remove(slot);
                     let slot = Slot((to * WAYS + way) as u32);
                     self.put(slot, tag, conn);
@@ -321,7 +335,7 @@ impl<A: Address> ConnTable<A> {
                 }
             }
         }
-        self.rows = new + 1;
+        self.set_rows(new + 1);
         true
     }
 
@@ -351,7 +365,7 @@ impl<A: Address> ConnTable<A> {
                 }
             }
         }
-        self.rows = last;
+        self.set_rows(last);
         self.sweep %= self.buckets();
     }
 

@@ -33,9 +33,10 @@ pub fn decrement_ttl<A: Address>(ip: &mut [u8]) -> Result<(), DropReason> {
         }
         ip[8] -= 1;
         // The TTL is the high byte of its word: the word falls by 0x0100, so the checksum rises
-        // by it (RFC 1141).
-        let sum = u32::from(read_u16(ip, 10)) + 0x0100;
-        write_u16(ip, 10, (sum + (sum >> 16)) as u16);
+        // by it (RFC 1141), in whatever byte order (RFC 1071 2 B).
+        let checksum = u16::from_ne_bytes([ip[10], ip[11]]);
+        let (sum, carry) = checksum.overflowing_add(u16::from_be(0x0100));
+        ip[10..12].copy_from_slice(&(sum + u16::from(carry)).to_ne_bytes());
     } else {
         if ip[7] <= 1 {
             return Err(DropReason::TtlExpired);

@@ -9,6 +9,7 @@ use super::super::checksum::Sum;
 use super::super::counters::DropReason;
 use super::super::flow::{Address, protocol};
 use super::super::frame::Frame;
+use super::super::icmp::ttl;
 use super::super::parse::{ETHERNET, Packet, read_u16};
 use super::super::route::Link;
 use super::super::snapshot::Backend;
@@ -43,7 +44,17 @@ pub fn forward<A: Address, F: Frame>(
     hash: u64,
 ) -> Result<(), DropReason> {
     let l3 = usize::from(packet.l3);
-    let ip = &mut frame.bytes_mut()[l3..];
+    // A packet that is refused stays as it was.
+    if ttl::<A>(&frame.bytes()[l3..]) <= 1 {
+        return Err(DropReason::TtlExpired);
+    }
+    // The old Ethernet header (and tag) goes, the new one and the outer IP header come in front.
+    let overhead = overhead(backend.address);
+    if !frame.prepend(ETHERNET + overhead - l3) {
+        return Err(DropReason::NoHeadroom);
+    }
+    let frame = frame.bytes_mut();
+    let ip = &mut frame[ETHERNET + overhead..];
     decrement_ttl::<A>(ip)?;
     let inner = if A::HEADER == 20 {
         Inner {
@@ -68,13 +79,7 @@ pub fn forward<A: Address, F: Frame>(
             length: usize::from(packet.length),
         }
     };
-    // The old Ethernet header (and tag) goes, the new one and the outer IP header come in front.
-    let grow = ETHERNET + overhead(backend.address) - l3;
-    if !frame.prepend(grow) {
-        return Err(DropReason::NoHeadroom);
-    }
     let spread = hash as u32 & backend.outer_spread;
-    let frame = frame.bytes_mut();
     write_macs(frame, link);
     match (backend.outer_source, backend.address) {
         (IpAddr::V4(source), IpAddr::V4(to)) => {
