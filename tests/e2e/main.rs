@@ -9,6 +9,7 @@ mod downloads;
 mod ending;
 mod health;
 mod lab_itself;
+mod many;
 mod methods;
 mod presence;
 mod refusals;

@@ -8,15 +8,19 @@
 //! - `lab_tool udp-echo NAME ADDRESS:PORT...` answers each datagram with its name and the payload.
 //! - `lab_tool udp-ask ADDRESS:PORT COUNT` asks COUNT times, each from a new port, and prints the
 //!   answers.
+//! - `lab_tool tcp-echo PORT` sends back what it receives, on all addresses.
+//! - `lab_tool tcp-hold ADDRESS:PORT COUNT SECONDS` opens COUNT connections, prints `ready`, sends a
+//!   line through each and waits for its echo, round after round, for so long; at the end it prints
+//!   how many rounds there were. One connection that breaks fails it.
 //!
-//! `unwrap` and `udp-echo` print `ready` once their sockets are open and end when they are killed.
+//! `unwrap`, `udp-echo` and `tcp-echo` print `ready` once their sockets are open and end when they are killed.
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
@@ -34,6 +38,8 @@ const LARGEST_PACKET: usize = 65_535;
 const RECEIVE_BUFFER: usize = 4 << 20;
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 const ASK_AT_MOST: u32 = 3;
+/// Long enough for TCP to try again a few times.
+const HELD_WITHIN: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -43,8 +49,10 @@ fn main() -> ExitCode {
         ["wrap", source, destination] => wrap_echo_request(source, destination),
         ["udp-echo", name, addresses @ ..] if !addresses.is_empty() => udp_echo(name, addresses),
         ["udp-ask", address, count] => udp_ask(address, count),
+        ["tcp-echo", port] => tcp_echo(port),
+        ["tcp-hold", address, count, seconds] => tcp_hold(address, count, seconds),
         _ => Err(io::Error::other(
-            "usage: unwrap TUN | wrap SOURCE DESTINATION | udp-echo NAME ADDRESS:PORT... | udp-ask ADDRESS:PORT COUNT",
+            "usage: unwrap TUN | wrap SOURCE DESTINATION | udp-echo NAME ADDRESS:PORT... | udp-ask ADDRESS:PORT COUNT | tcp-echo PORT | tcp-hold ADDRESS:PORT COUNT SECONDS",
         )),
     };
     match done {
@@ -235,6 +243,66 @@ fn ask_until_answered(socket: &UdpSocket, number: u32) -> io::Result<String> {
         }
     }
     Err(io::Error::other(format!("'{question}' was not answered")))
+}
+
+fn tcp_echo(port: &str) -> io::Result<()> {
+    let port: u16 = port.parse().map_err(io::Error::other)?;
+    let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_only_v6(false)?;
+    socket.bind(&SocketAddr::from(([0u16; 8], port)).into())?;
+    socket.listen(4096)?;
+    let listener = TcpListener::from(socket);
+    say_ready()?;
+    for stream in listener.incoming() {
+        let stream = stream?;
+        let echo = move || {
+            let (mut from, mut to) = (&stream, &stream);
+            // A client that goes away ends it.
+            let _ = io::copy(&mut from, &mut to);
+        };
+        thread::Builder::new().stack_size(64 << 10).spawn(echo)?;
+    }
+    Ok(())
+}
+
+fn tcp_hold(address: &str, count: &str, seconds: &str) -> io::Result<()> {
+    let server: SocketAddr = address.parse().map_err(io::Error::other)?;
+    let count: usize = count.parse().map_err(io::Error::other)?;
+    let seconds: u64 = seconds.parse().map_err(io::Error::other)?;
+    let broken = |what: &str, number: usize, round: u32, error: io::Error| {
+        io::Error::other(format!(
+            "connection {number}, round {round}: {what}: {error}"
+        ))
+    };
+    let mut held = Vec::new();
+    for number in 0..count {
+        let stream = TcpStream::connect_timeout(&server, HELD_WITHIN)
+            .map_err(|error| broken("not opened", number, 0, error))?;
+        stream.set_read_timeout(Some(HELD_WITHIN))?;
+        stream.set_nodelay(true)?;
+        held.push(stream);
+    }
+    say_ready()?;
+    let (began, mut round) = (Instant::now(), 0);
+    while round < 2 || began.elapsed() < Duration::from_secs(seconds) {
+        round += 1;
+        for (number, stream) in held.iter_mut().enumerate() {
+            let line = format!("{number:08} {round:08}\n");
+            let sent = stream.write_all(line.as_bytes());
+            sent.map_err(|error| broken("not sent", number, round, error))?;
+        }
+        for (number, stream) in held.iter_mut().enumerate() {
+            let mut line = [0; 18];
+            let read = stream.read_exact(&mut line);
+            read.map_err(|error| broken("no echo", number, round, error))?;
+            if line != *format!("{number:08} {round:08}\n").as_bytes() {
+                let other = io::Error::other(String::from_utf8_lossy(&line).into_owned());
+                return Err(broken("another echo", number, round, other));
+            }
+        }
+    }
+    println!("held {count} connections for {round} rounds");
+    Ok(())
 }
 
 fn say_ready() -> io::Result<()> {

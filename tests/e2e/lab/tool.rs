@@ -37,9 +37,17 @@ fn path() -> &'static Path {
 
 /// Starts it in `host` and waits until it is ready.
 pub fn start(host: &Namespace, arguments: &[&str], log: PathBuf) -> Running {
-    let mut tool = host.start(path().to_str().expect("a path in UTF-8"), arguments, log);
+    let mut tool = begin(host, arguments, log);
     tool.wait_for_line("ready");
     tool
+}
+
+/// Starts it in `host`, with room for many sockets.
+pub fn begin(host: &Namespace, arguments: &[&str], log: PathBuf) -> Running {
+    let tool = path().to_str().expect("a path in UTF-8");
+    let script = format!("ulimit -n \"$(ulimit -H -n)\" && exec {tool} \"$@\"");
+    let words = [&["-c", &script, "sh"], arguments].concat();
+    host.start("sh", &words, log)
 }
 
 /// Runs it in `host` to its end; returns what it printed.
