@@ -55,6 +55,9 @@ pub struct Rings {
     pub events: Producer<Box<Message>>,
     /// To management: packets that are not forwarded here.
     pub passed: Producer<Mbuf>,
+    /// To management: what was sent to a check address, which a flood of other packets must not
+    /// crowd out.
+    pub checks: Producer<Mbuf>,
     /// From management: frames to send; the stamp is the index of the port.
     pub inject: Consumer<Mbuf>,
     /// From the other workers: packets that this one owns.
@@ -434,8 +437,15 @@ fn hand_off(rings: &mut Rings, counters: &WorkerCounters, mbuf: Mbuf, owner: u8)
 fn pass_up(rings: &mut Rings, counters: &WorkerCounters, mut mbuf: Mbuf, pass: Pass) {
     let resolve = if pass == Pass::Resolve { RESOLVE } else { 0 };
     mbuf.set_stamp(Tsc::now() & !RESOLVE | resolve);
-    match rings.passed.push(mbuf) {
-        Ok(()) => counters.passed.add(1),
+    let ring = match pass {
+        Pass::Check => &mut rings.checks,
+        Pass::Local | Pass::Resolve => &mut rings.passed,
+    };
+    match ring.push(mbuf) {
+        Ok(()) => {
+            counters.passed.add(1);
+            counters.passed_checks.add(u64::from(pass == Pass::Check));
+        }
         Err(_full) => counters.count_drop(DropReason::PuntFull),
     }
 }

@@ -88,6 +88,7 @@ impl Bench {
         let (mut commands, commands_in) = ring::spsc("commands", 64).expect("a ring");
         let (events_out, events) = ring::spsc("events", 64).expect("a ring");
         let (passed_out, passed) = ring::spsc("passed", SMALL).expect("a ring");
+        let (checks_out, _checks) = ring::spsc("checks", 8).expect("a ring");
         let (inject, inject_in): (Producer<Mbuf>, _) = ring::spsc("inject", 8).expect("a ring");
         let (give, taken_in): (SharedProducer<Mbuf>, _) = ring::mpsc("taken", 512).expect("a ring");
         let (own, _own) = ring::mpsc("own", 8).expect("a ring");
@@ -105,6 +106,7 @@ impl Bench {
             commands: commands_in,
             events: events_out,
             passed: passed_out,
+            checks: checks_out,
             inject: inject_in,
             taken: taken_in,
             handoff: vec![own, other],

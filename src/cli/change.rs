@@ -317,6 +317,9 @@ pub(super) fn render(applied: &Applied) -> String {
     for change in &applied.diff.changes {
         text += &format!("{change}\n");
     }
+    for warning in &applied.warnings {
+        text += &format!("warning: {warning}\n");
+    }
     for key in &applied.diff.needs_restart {
         text += &format!("! takes a restart: {key}\n");
     }

@@ -8,7 +8,8 @@ use clap::Args;
 use super::table::{Table, bytes, count, duration};
 use super::{CliError, Shared, client, ipvsadm, print, print_json};
 use crate::mgmt::api::{
-    BackendState, BackendStatus, PortStatus, Reason, ServiceStatus, Status, Traffic, WorkerStatus,
+    BackendState, BackendStatus, PortStatus, QuorumStatus, Reason, ServiceStatus, Status, Traffic,
+    WorkerStatus,
 };
 
 #[derive(Debug, Args)]
@@ -160,7 +161,9 @@ fn service_rows(table: &mut Table, service: &ServiceStatus, columns: Columns) {
         let mut cells = vec![format!("{:<4} {address}", protocol.to_uppercase())];
         match (columns, i) {
             (Columns::Weights, 0) => {
+                let quorum = service.quorum.as_ref().map(quorum);
                 let words = std::iter::once(&service.scheduler).chain(&service.flags);
+                let words = words.chain(&quorum);
                 cells.extend([
                     words.cloned().collect::<Vec<_>>().join(" "),
                     String::new(),
@@ -204,6 +207,12 @@ fn service_rows(table: &mut Table, service: &ServiceStatus, columns: Columns) {
     }
 }
 
+/// How many backends are up, of how many that are needed.
+fn quorum(quorum: &QuorumStatus) -> String {
+    let word = if quorum.met { "met" } else { "lost" };
+    format!("quorum {word} {}/{}", quorum.up, quorum.backends)
+}
+
 fn traffic(traffic: &Traffic) -> [String; 5] {
     [
         count(traffic.connections),
@@ -226,11 +235,15 @@ fn weight(backend: &BackendStatus) -> String {
 /// The name, and what is not as usual.
 fn name_and_state(backend: &BackendStatus) -> String {
     let name = &backend.name;
-    match (backend.state, &backend.reason) {
+    let mut text = match (backend.state, &backend.reason) {
         (BackendState::Up, None) => name.clone(),
         (state, None) => format!("{name} {}", state.name()),
         (state, Some(reason)) => format!("{name} {}: {reason}", state.name()),
+    };
+    for fault in &backend.faults {
+        text += &format!("; {fault}");
     }
+    text
 }
 
 fn ports(ports: &[PortStatus]) -> String {

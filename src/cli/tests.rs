@@ -49,6 +49,7 @@ fn sample() -> Status {
                 method: "direct-routing".to_owned(),
                 scheduler: "wrr".to_owned(),
                 flags: vec!["persistent 300".to_owned()],
+                quorum: None,
                 traffic: Traffic {
                     connections: 2010,
                     ..Traffic::default()

@@ -30,6 +30,9 @@ impl Shard {
         outbox: &mut O,
     ) -> Verdict {
         let key = &packet.key;
+        if snapshot.is_check(key.destination) {
+            return Verdict::Pass(Pass::Check);
+        }
         if key.source.is_invalid_source() || snapshot.own.contains(&key.source.into()) {
             return Verdict::Drop(DropReason::BadSource);
         }

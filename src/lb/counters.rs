@@ -142,6 +142,8 @@ pub struct WorkerCounters {
     pub dropped: [Counter; DropReason::COUNT],
     /// Given to management: ARP, NDP, ping, whatever is not balanced.
     pub passed: Counter,
+    /// Those of them that were sent to a check address.
+    pub passed_checks: Counter,
     pub handed_off: Counter,
     pub taken_over: Counter,
     /// Packets forwarded by the consistent hash without an entry.
@@ -183,6 +185,7 @@ impl WorkerCounters {
             transmitted_bytes: Counter::default(),
             dropped: std::array::from_fn(|_| Counter::default()),
             passed: Counter::default(),
+            passed_checks: Counter::default(),
             handed_off: Counter::default(),
             taken_over: Counter::default(),
             stateless: Counter::default(),
@@ -226,7 +229,7 @@ mod tests {
             let row = format!("| `{}` |", reason.token());
             assert_eq!(page.matches(&row).count(), 1, "{row}");
         }
-        for pass in [Pass::Local, Pass::Resolve] {
+        for pass in [Pass::Local, Pass::Check, Pass::Resolve] {
             let row = format!("| `{}` |", pass.token());
             assert_eq!(page.matches(&row).count(), 1, "{row}");
         }

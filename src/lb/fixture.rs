@@ -402,6 +402,7 @@ impl Lab {
             .into(),
             routes: Arc::new(routes()),
             own: Arc::new(vips.into_iter().chain(locals).collect()),
+            checks: Arc::default(),
             two_way: method.is_two_way(),
             ownership: Ownership::default(),
             sides: Arc::new(Sides::new(

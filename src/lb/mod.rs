@@ -85,6 +85,8 @@ pub enum Arrival {
 pub enum Pass {
     /// Neither balanced nor dropped: ARP, NDP, ping, anything for us or for the kernel.
     Local,
+    /// For a check address: most likely an answer to a health check.
+    Check,
     /// Rewritten and ready, but the next hop toward its destination is not resolved yet.
     Resolve,
 }
@@ -94,6 +96,7 @@ impl Pass {
     pub fn token(self) -> &'static str {
         match self {
             Pass::Local => "local",
+            Pass::Check => "check",
             Pass::Resolve => "resolve",
         }
     }

@@ -104,12 +104,15 @@ impl Shard {
         message: Message,
     ) -> Verdict {
         let bytes = &frame.bytes()[..message.end];
+        let destination = A::read(&bytes[message.l3 + A::DESTINATION_AT..]);
+        if snapshot.is_check(destination) {
+            return Verdict::Pass(Pass::Check);
+        }
         let body = &bytes[message.at..];
         if body.len() < HEADER || !follows_a_flow::<A>(body[0]) {
             return Verdict::Pass(Pass::Local);
         }
         let source = A::read(&bytes[message.l3 + A::SOURCE_AT..]);
-        let destination = A::read(&bytes[message.l3 + A::DESTINATION_AT..]);
         let balanced = is_balanced(snapshot, destination.into());
         if balanced && (source.is_invalid_source() || snapshot.own.contains(&source.into())) {
             return Verdict::Drop(DropReason::BadSource);

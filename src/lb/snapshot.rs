@@ -64,7 +64,7 @@ pub enum BackendState {
     Up,
     /// No new connections; existing ones stay.
     Drained,
-    /// Its checks fail: no new connections, and existing TCP flows stay in hope.
+    /// Its checks fail: no new connections, and existing flows stay in hope.
     Down,
     /// Out of the configuration: its TCP flows are reset, its UDP flows rescheduled.
     Removed,
@@ -317,6 +317,9 @@ pub struct Snapshot {
     pub routes: Arc<Routes>,
     /// Addresses no packet may come from: VIPs, pools, check addresses, the ports' own.
     pub own: Arc<FastSet<IpAddr>>,
+    /// Addresses that health checks come from: what is sent to one goes to management, before any
+    /// service is looked for, also from a VIP, as backends answer in one-way methods.
+    pub checks: Arc<FastSet<IpAddr>>,
     /// Some service's replies pass here.
     pub two_way: bool,
     /// Which worker owns which flow.
@@ -334,6 +337,11 @@ impl Snapshot {
     #[inline(always)]
     pub fn backend(&self, id: BackendId) -> Option<&Backend> {
         self.backends.get(id.0)?.as_ref()
+    }
+
+    /// Whether health checks come from this address.
+    pub fn is_check(&self, address: impl Into<IpAddr>) -> bool {
+        !self.checks.is_empty() && self.checks.contains(&address.into())
     }
 
     pub fn service(&self, id: ServiceId) -> Option<&Arc<Service>> {

@@ -16,13 +16,19 @@ use tokio::time::MissedTickBehavior;
 use crate::lb::counters::{Counter, DropReason};
 use crate::lb::listing;
 use crate::lb::parse::{Parsed, parse};
-use crate::lb::snapshot::{BackendState, Snapshot};
-use crate::port::{EalError, Mempool, Port, PortInfo, Started};
+use crate::lb::snapshot::Snapshot;
+use crate::port::clock::Tsc;
+use crate::port::{EalError, Mbuf, Mempool, Port, PortInfo, Started};
 use crate::worker::{Clock, Message, RESOLVE};
 
 use super::api::{self, ConnectionFilter, Connections, Request};
+use super::checks::{self, Checks, News};
 use super::config::{self, Config};
 use super::desired::Desired;
+use super::hash_tables::{Building, Progress};
+use super::health::{Outgoing, Transition};
+use super::hooks::{self, Hooks};
+use super::load::Load;
 use super::net::{self, NetEvent, NetState, Output};
 use super::start::Machine;
 use super::status::Source;
@@ -32,12 +38,22 @@ use super::workers::WorkerLink;
 const LOOK: Duration = Duration::from_millis(1);
 /// Frames taken from one worker at a time, so that a flood of them starves nobody else.
 const PASSED_AT_ONCE: usize = 256;
+/// The same for packets to check addresses, which cost more each. With [`LOOK`] this is their rate
+/// limit: what comes faster fills its ring, and is dropped and counted there.
+const CHECKS_AT_ONCE: usize = 128;
+/// Probes' packets sent before anything else gets its turn.
+const PROBES_AT_ONCE: usize = 64;
 /// How often the ports' links, and removed backends, are looked at.
 const SLOW_LOOK: Duration = Duration::from_millis(250);
 
 pub struct Appliance {
     pub desired: Desired,
     pub net: NetState,
+    pub checks: Checks,
+    pub load: Load,
+    hooks: Hooks,
+    /// Hash tables that the next snapshot waits for.
+    building: Option<Building>,
     pub workers: Vec<WorkerLink>,
     pub current: Arc<Snapshot>,
     pub clock: Clock,
@@ -96,10 +112,21 @@ impl Balance {
 }
 
 impl Appliance {
-    pub fn new(machine: Machine, desired: Desired, net: NetState, current: Arc<Snapshot>) -> Self {
+    pub fn new(
+        machine: Machine,
+        desired: Desired,
+        net: NetState,
+        checks: Checks,
+        load: Load,
+        current: Arc<Snapshot>,
+    ) -> Self {
         Self {
             desired,
             net,
+            checks,
+            load,
+            hooks: Hooks::default(),
+            building: None,
             workers: machine.workers,
             current,
             clock: machine.clock,
@@ -132,6 +159,8 @@ impl Appliance {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.checks.start();
+        self.load.start();
         loop {
             tokio::select! {
                 biased;
@@ -140,6 +169,11 @@ impl Appliance {
                 _ = hang_up.recv() => self.reload(file),
                 Some(request) = requests.recv() => self.answer(request),
                 _ = look.tick() => self.look(Instant::now()),
+                event = self.checks.next() => match event {
+                    checks::Event::Send(packet) => self.send_probes(packet),
+                    checks::Event::Changed(changed) => self.checked(&changed),
+                },
+                heard = self.load.next() => self.load.heard(heard, Instant::now()),
             }
         }
     }
@@ -161,6 +195,7 @@ impl Appliance {
             });
             lists.iter().for_each(|request| self.list(request));
             self.take_passed(worker, now, &mut out);
+            self.take_checks(worker, now, &mut out);
         }
         self.net.poll(now, &mut out);
         if now >= self.next_slow_look {
@@ -168,10 +203,15 @@ impl Appliance {
             self.look_at_ports(now, &mut out);
             self.stale |= self.desired.look_at_drains(now);
             self.collect_removed();
+            self.load.responded(self.checks.engine().measured(), now);
         }
+        self.stale |= self.load.tick(&mut self.desired, &self.workers, now);
         self.carry_out(out);
         if self.stale {
-            self.publish();
+            self.look_at_quorums();
+        }
+        if self.stale || self.building.is_some() {
+            self.publish_when_built();
         }
     }
 
@@ -182,24 +222,117 @@ impl Appliance {
             };
             let port = self.port_index(mbuf.port());
             if mbuf.stamp() & RESOLVE == 0 {
-                self.net.receive(port, mbuf.bytes(), now, out);
+                // Direct checks come from the port's own address.
+                if !self.checks.receive(mbuf.bytes(), self.received_at(&mbuf)) {
+                    self.net.receive(port, mbuf.bytes(), now, out);
+                }
                 continue;
             }
             let Some(destination) = destination(mbuf.bytes()) else {
                 continue;
             };
-            let frame = mbuf.bytes().to_vec();
-            // Resolved since the worker looked: it can go at once.
-            if let Some((port, mac)) = self.net.resolve(destination, None, now, out) {
-                let mut frame = frame;
-                frame[..6].copy_from_slice(mac.as_bytes());
-                if let Some(facts) = self.desired.ports().get(usize::from(port)) {
-                    frame[6..12].copy_from_slice(&facts.mac);
-                }
-                out.frames.push((port, frame));
-            } else {
-                self.net.resolve(destination, Some(frame), now, out);
+            self.send_to(destination, mbuf.bytes().to_vec(), now, out);
+        }
+    }
+
+    /// Sends a frame whose addresses are still to be written to the next hop toward
+    /// `destination`, as soon as that is known.
+    fn send_to(&mut self, destination: IpAddr, mut frame: Vec<u8>, now: Instant, out: &mut Output) {
+        let Some((port, mac)) = self.net.resolve(destination, None, now, out) else {
+            self.net.resolve(destination, Some(frame), now, out);
+            return;
+        };
+        frame[..6].copy_from_slice(mac.as_bytes());
+        if let Some(facts) = self.desired.ports().get(usize::from(port)) {
+            frame[6..12].copy_from_slice(&facts.mac);
+        }
+        out.frames.push((port, frame));
+    }
+
+    /// Answers to probes, and whatever else was sent to a check address.
+    fn take_checks(&mut self, worker: usize, now: Instant, out: &mut Output) {
+        for _ in 0..CHECKS_AT_ONCE {
+            let Some(mbuf) = self.workers[worker].checks.pop() else {
+                return;
+            };
+            if !self.checks.receive(mbuf.bytes(), self.received_at(&mbuf)) {
+                let port = self.port_index(mbuf.port());
+                self.net.receive(port, mbuf.bytes(), now, out);
             }
+        }
+    }
+
+    /// When a worker received a packet, by its stamp.
+    fn received_at(&self, mbuf: &Mbuf) -> Instant {
+        let age = self.clock.nanos(Tsc::now().wrapping_sub(mbuf.stamp()));
+        let now = Instant::now();
+        now.checked_sub(Duration::from_nanos(age)).unwrap_or(now)
+    }
+
+    /// Sends a probe's packet, and some of those behind it.
+    fn send_probes(&mut self, first: Outgoing) {
+        let (now, mut out) = (Instant::now(), Output::default());
+        let mut next = Some(first);
+        let mut count = 0;
+        while let Some(packet) = next {
+            let towards = packet.towards;
+            self.send_to(towards, packet.into_frame(), now, &mut out);
+            count += 1;
+            next = match count < PROBES_AT_ONCE {
+                true => self.checks.next_packet(),
+                false => None,
+            };
+        }
+        self.carry_out(out);
+    }
+
+    /// A check found a backend up, down, or with another weight.
+    fn checked(&mut self, changed: &Transition) {
+        let was_up = !self.desired.is_down(changed.id);
+        let news = self.checks.changed(changed, &mut self.desired);
+        if news == News::None {
+            return;
+        }
+        tracing::info!("{}", checks::describe(changed, was_up));
+        let now = Instant::now();
+        if news == News::Weight {
+            self.load.configure(&mut self.desired, now);
+        }
+        if was_up != changed.up {
+            self.load.health(changed.id, changed.up, now);
+            let word = |up| if up { "up" } else { "down" };
+            let change = hooks::Change {
+                event: "backend",
+                service: changed.service.to_string(),
+                backend: Some(changed.backend.to_string()),
+                old: word(was_up),
+                new: word(changed.up),
+                check: Some(changed.check.to_owned()),
+                answer: Some(changed.answer.clone()),
+            };
+            self.hooks.tell(&self.desired.config, change);
+        }
+        self.stale = true;
+    }
+
+    /// Says which services have lost their quorum or have it again; the next snapshot shows it.
+    fn look_at_quorums(&mut self) {
+        for change in self.desired.look_at_quorums() {
+            match change.met {
+                true => tracing::info!("{change}"),
+                false => tracing::warn!("{change}"),
+            }
+            let word = |met| if met { "met" } else { "lost" };
+            let change = hooks::Change {
+                event: "quorum",
+                service: change.service,
+                backend: None,
+                old: word(!change.met),
+                new: word(change.met),
+                check: None,
+                answer: None,
+            };
+            self.hooks.tell(&self.desired.config, change);
         }
     }
 
@@ -279,6 +412,28 @@ impl Appliance {
         }
     }
 
+    /// Publishes, after the hash tables that are new have been built by another thread.
+    fn publish_when_built(&mut self) {
+        let mut built = Vec::new();
+        if let Some(building) = &self.building {
+            match building.progress() {
+                Progress::Going => return,
+                Progress::Done(tables) => built = tables,
+                Progress::Failed => tracing::error!("hash tables could not be built aside"),
+            }
+            self.building = None;
+            self.desired.take_tables(&built);
+        }
+        // What changed meanwhile may need others.
+        let missing = self.desired.missing_tables();
+        if !missing.is_empty() {
+            self.building = Building::begin(missing).ok();
+        }
+        if self.building.is_none() {
+            self.publish();
+        }
+    }
+
     /// Builds the next snapshot and sends it to every worker.
     pub fn publish(&mut self) {
         self.stale = false;
@@ -291,6 +446,9 @@ impl Appliance {
     /// Takes a new, valid configuration.
     pub fn apply(&mut self, config: Config, now: Instant) {
         self.desired.replace(config, &self.current);
+        self.checks.configure(&mut self.desired);
+        self.load.configure(&mut self.desired, now);
+        self.hooks.configure(&self.desired.config);
         let mut out = Output::default();
         let ports = net_ports(&self.desired.config, self.desired.ports());
         self.net.set_ports(ports, now, &mut out);
@@ -303,6 +461,8 @@ impl Appliance {
     fn source(&self) -> Source<'_> {
         Source {
             desired: &self.desired,
+            checks: &self.checks,
+            load: &self.load,
             snapshot: &self.current,
             workers: &self.workers,
             ports: &self.ports,
@@ -322,6 +482,9 @@ impl Appliance {
         if !dry_run && !applied.diff.is_empty() {
             for change in &applied.diff.changes {
                 tracing::info!("configuration: {change}");
+            }
+            for warning in &applied.warnings {
+                tracing::warn!("configuration: {warning}");
             }
             self.apply(config, Instant::now());
         }
@@ -418,11 +581,6 @@ impl Appliance {
         }
     }
 
-    /// Marks a backend and publishes soon.
-    pub fn set_backend_state(&mut self, id: crate::lb::snapshot::BackendId, state: BackendState) {
-        self.stale |= self.desired.set_state(id, state);
-    }
-
     /// Stops the workers, then the ports, and returns the last balance of packets. An error where
     /// DPDK could not be stopped, because a packet or a queue is still held somewhere.
     pub fn shut_down(mut self) -> Result<Balance, EalError> {
@@ -437,6 +595,7 @@ impl Appliance {
                 for worker in &mut self.workers {
                     worker.collect(|_done| {});
                     while worker.passed.pop().is_some() {}
+                    while worker.checks.pop().is_some() {}
                 }
                 std::thread::sleep(Duration::from_micros(200));
             }

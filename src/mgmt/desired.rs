@@ -4,7 +4,7 @@
 //! given to another only when no worker counts a connection of it. Runs on the management
 //! thread; pure but for the ids it remembers.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -19,9 +19,11 @@ use crate::lb::service_map::{Listen, ServiceMap};
 use crate::lb::snapshot::*;
 use crate::lb::weights::Weights;
 
-use super::config;
+use super::config::{self, SorryServer};
 use super::drains::Drains;
+use super::hash_tables::{HashTables, TableKey};
 use super::net::NetState;
+use super::quorum::{self, QuorumChange};
 
 /// What a backend is known by across reloads.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -29,6 +31,8 @@ pub struct BackendKey {
     pub service: String,
     pub address: IpAddr,
     pub port: Option<u16>,
+    /// The same server may be a backend and the sorry server.
+    pub is_sorry: bool,
 }
 
 impl BackendKey {
@@ -37,9 +41,29 @@ impl BackendKey {
             service: service.name.clone(),
             address: backend.address,
             port: backend.port,
+            is_sorry: false,
         }
     }
+
+    fn sorry(service: &config::Service) -> Option<Self> {
+        let sorry = service.sorry_server.as_ref()?;
+        Some(Self {
+            service: service.name.clone(),
+            address: sorry.address,
+            port: sorry.port,
+            is_sorry: true,
+        })
+    }
+
+    /// Of everything that a service names.
+    fn all(service: &config::Service) -> impl Iterator<Item = Self> {
+        let backends = service.backends.iter().map(|b| Self::of(service, b));
+        backends.chain(Self::sorry(service))
+    }
 }
+
+/// What a sorry server is called.
+pub const SORRY: &str = "sorry-server";
 
 /// A port as it was started: what the configuration cannot know.
 #[derive(Clone, Debug)]
@@ -91,8 +115,6 @@ pub const RETA: u16 = 128;
 /// New flows a second on one worker that are taken for a flood, unless configured.
 const FLOOD_GUARD: u32 = 100_000;
 
-type MaglevKey = (Vec<Member>, u32);
-
 /// What should be, as management knows it.
 pub struct Desired {
     pub config: Config,
@@ -103,10 +125,15 @@ pub struct Desired {
     locals: Vec<IpAddr>,
     /// Backends that left the configuration and still have connections.
     removed: HashMap<BackendId, Backend>,
-    states: HashMap<BackendId, BackendState>,
+    /// Backends whose checks fail.
+    down: HashSet<BackendId>,
+    /// Weights that checks set in place of the configured ones.
+    checked_weights: HashMap<BackendId, u32>,
     weights: HashMap<BackendId, u32>,
     drains: Drains,
-    maglevs: HashMap<MaglevKey, Arc<Maglev>>,
+    /// Services that have too few backends, and all whose quorum has been looked at.
+    quorum_met: HashMap<String, bool>,
+    tables: HashTables,
     generation: u64,
     ownership: Ownership,
 }
@@ -129,10 +156,12 @@ impl Desired {
             backends: Ids::default(),
             locals: Vec::new(),
             removed: HashMap::new(),
-            states: HashMap::new(),
+            down: HashSet::new(),
+            checked_weights: HashMap::new(),
             weights: HashMap::new(),
             drains: Drains::default(),
-            maglevs: HashMap::new(),
+            quorum_met: HashMap::new(),
+            tables: HashTables::default(),
             generation: 0,
         }
     }
@@ -141,16 +170,26 @@ impl Desired {
         &self.ports
     }
 
+    /// Gives every configured service and backend its id.
+    pub fn name_backends(&mut self) {
+        for service in &self.config.services {
+            self.services.get(&service.name);
+            for key in BackendKey::all(service) {
+                self.backends.get(&key);
+            }
+        }
+    }
+
     /// Takes a new configuration; backends that it no longer has become removed ones.
     pub fn replace(&mut self, config: Config, current: &Snapshot) {
         self.config = config;
-        let kept: BTreeSet<u32> = self
-            .each_backend()
-            .map(|(service, backend)| BackendKey::of(service, backend))
-            .collect::<Vec<_>>()
-            .iter()
-            .map(|key| self.backends.get(key))
+        self.name_backends();
+        let keys = self.config.services.iter().flat_map(BackendKey::all);
+        let kept: BTreeSet<u32> = keys
+            .filter_map(|key| self.backends.by_key.get(&key).copied())
             .collect();
+        let has = |name: &String| self.config.services.iter().any(|s| s.name == *name);
+        self.quorum_met.retain(|name, _| has(name));
         for backend in current.backends.iter().flatten() {
             if kept.contains(&backend.id.0) {
                 self.removed.remove(&backend.id);
@@ -174,7 +213,8 @@ impl Desired {
             .collect();
         for id in &done {
             self.removed.remove(id);
-            self.states.remove(id);
+            self.down.remove(id);
+            self.checked_weights.remove(id);
             self.weights.remove(id);
             self.backends.by_key.retain(|_, &mut named| named != id.0);
             self.backends.free.push(id.0);
@@ -207,7 +247,63 @@ impl Desired {
     pub fn backend_name(&self, id: BackendId) -> Option<String> {
         let mut all = self.each_backend();
         let found = all.find(|(service, backend)| self.find_backend(service, backend) == Some(id));
-        found.map(|(_, backend)| backend.name.clone())
+        let is_sorry = |s: &config::Service| self.find_sorry_server(s) == Some(id);
+        let sorry = || self.config.services.iter().any(is_sorry);
+        match found {
+            Some((_, backend)) => Some(backend.name.clone()),
+            None => sorry().then(|| SORRY.to_owned()),
+        }
+    }
+
+    pub fn find_service(&self, service: &config::Service) -> Option<ServiceId> {
+        self.services
+            .by_key
+            .get(&service.name)
+            .copied()
+            .map(ServiceId)
+    }
+
+    pub fn find_sorry_server(&self, service: &config::Service) -> Option<BackendId> {
+        let key = BackendKey::sorry(service)?;
+        self.backends.by_key.get(&key).copied().map(BackendId)
+    }
+
+    /// Backends of a service that take new connections, as far as checks and operators go.
+    pub fn count_up(&self, service: &config::Service) -> u32 {
+        let is_up = |backend: &&config::Backend| {
+            let id = self.find_backend(service, backend);
+            let weight = id.map_or(0, |id| self.base_weight(id, backend));
+            weight > 0 && !backend.drain && id.is_some_and(|id| !self.is_down(id))
+        };
+        service.backends.iter().filter(is_up).count() as u32
+    }
+
+    /// Whether a service has backends enough, by the last [`Desired::look_at_quorums`].
+    pub fn quorum_is_met(&self, service: &config::Service) -> bool {
+        self.quorum_met.get(&service.name).copied().unwrap_or(true)
+    }
+
+    /// Counts the services' backends anew. What a service has at first is no change.
+    pub fn look_at_quorums(&mut self) -> Vec<QuorumChange> {
+        let mut changes = Vec::new();
+        for service in &self.config.services {
+            let quorum = service.quorum.as_ref().unwrap_or(&quorum::LEAST);
+            let before = self.quorum_met.get(&service.name).copied();
+            let up = self.count_up(service);
+            let met = quorum::is_met(quorum, before, up);
+            if before.is_some_and(|before| before != met) {
+                changes.push(QuorumChange {
+                    service: service.name.clone(),
+                    met,
+                    up,
+                    needed: quorum.backends,
+                    backends: service.backends.len(),
+                    has_sorry_server: service.sorry_server.is_some(),
+                });
+            }
+            self.quorum_met.insert(service.name.clone(), met);
+        }
+        changes
     }
 
     pub fn backend_id(
@@ -218,9 +314,12 @@ impl Desired {
         BackendId(self.backends.get(&BackendKey::of(service, backend)))
     }
 
-    /// What checks and operators say of a backend; true where that is news.
-    pub fn set_state(&mut self, id: BackendId, state: BackendState) -> bool {
-        self.states.insert(id, state) != Some(state)
+    /// What checks say of a backend; true where that is news.
+    pub fn set_down(&mut self, id: BackendId, down: bool) -> bool {
+        match down {
+            true => self.down.insert(id),
+            false => self.down.remove(&id),
+        }
     }
 
     /// Looks for drains whose deadline has passed; true where there is one.
@@ -234,7 +333,25 @@ impl Desired {
         self.drains.look(now, drained)
     }
 
-    /// A weight in place of the configured one, until `None` is set.
+    pub fn is_down(&self, id: BackendId) -> bool {
+        self.down.contains(&id)
+    }
+
+    /// A weight that a check found, in place of the configured one until `None` is set.
+    pub fn set_checked_weight(&mut self, id: BackendId, weight: Option<u16>) -> bool {
+        match weight.map(u32::from) {
+            Some(weight) => self.checked_weights.insert(id, weight) != Some(weight),
+            None => self.checked_weights.remove(&id).is_some(),
+        }
+    }
+
+    /// The configured weight, or what a check found in its place.
+    pub fn base_weight(&self, id: BackendId, backend: &config::Backend) -> u32 {
+        let checked = self.checked_weights.get(&id).copied();
+        checked.unwrap_or(u32::from(backend.weight))
+    }
+
+    /// A weight in force in place of the base weight, until `None` is set.
     pub fn set_weight(&mut self, id: BackendId, weight: Option<u32>) -> bool {
         match weight {
             Some(weight) => self.weights.insert(id, weight) != Some(weight),
@@ -249,7 +366,62 @@ impl Desired {
 
     /// Every address whose next hop must be resolved.
     pub fn destinations(&self) -> BTreeSet<IpAddr> {
-        self.each_backend().map(|(_, b)| b.address).collect()
+        let sorry = self.config.services.iter().flat_map(|s| &s.sorry_server);
+        let backends = self.each_backend().map(|(_, b)| b.address);
+        backends.chain(sorry.map(|s| s.address)).collect()
+    }
+
+    /// The consistent hash under a service, or the one that the sorry server needs.
+    fn table_key(&self, service: &config::Service) -> TableKey {
+        if let Some(sorry) = self.sorry_in_force(service) {
+            let member = Member {
+                address: sorry.address,
+                port: sorry.port.unwrap_or(0),
+                weight: 1,
+            };
+            return TableKey {
+                members: vec![member],
+                size: SMALL_SIZE,
+            };
+        }
+        let follows = service.feedback.as_ref().is_some_and(|f| f.hash_too);
+        let weight = |backend: &config::Backend| {
+            let configured = u32::from(backend.weight);
+            let id = self.find_backend(service, backend).filter(|_| follows);
+            id.map_or(configured, |id| self.weight_in_force(id, backend))
+        };
+        let member = |backend: &config::Backend| Member {
+            address: backend.address,
+            port: backend.port.unwrap_or(0),
+            weight: weight(backend),
+        };
+        TableKey {
+            members: service.backends.iter().map(member).collect(),
+            size: table_size(service),
+        }
+    }
+
+    /// The tables that the next snapshot needs and none has yet, to be built elsewhere.
+    pub fn missing_tables(&self) -> Vec<TableKey> {
+        let keys = self.config.services.iter().map(|s| self.table_key(s));
+        self.tables.missing(&keys.collect::<Vec<_>>())
+    }
+
+    /// Takes up tables that were built elsewhere; they are kept as long as a snapshot holds them,
+    /// so the next one is to be built before `built` is dropped.
+    pub fn take_tables(&mut self, built: &[(TableKey, Arc<Maglev>)]) {
+        self.tables.take_up(built);
+    }
+
+    fn sorry_in_force<'a>(&self, service: &'a config::Service) -> Option<&'a SorryServer> {
+        let sorry = service.sorry_server.as_ref();
+        sorry.filter(|_| !self.quorum_is_met(service))
+    }
+
+    /// The weight that the scheduler goes by.
+    fn weight_in_force(&self, id: BackendId, backend: &config::Backend) -> u32 {
+        let led = self.weights.get(&id).copied();
+        led.unwrap_or_else(|| self.base_weight(id, backend))
     }
 
     /// The next generation, complete.
@@ -272,8 +444,16 @@ impl Desired {
                     id
                 })
                 .collect();
+            let sorry = self.build_sorry_server(service, id, net, &links);
             listens.extend(service.listen.iter().map(|l| (listen(l), id)));
-            put(&mut services, id.0, self.build_service(service, id, ids));
+            put(
+                &mut services,
+                id.0,
+                self.build_service(service, id, ids, sorry.as_ref()),
+            );
+            if let Some(sorry) = sorry {
+                put(&mut backends, sorry.id.0, sorry);
+            }
         }
         for gone in self.removed.values() {
             put(&mut backends, gone.id.0, gone.clone());
@@ -288,11 +468,7 @@ impl Desired {
         let sides = self.sides();
         Snapshot {
             generation: self.generation,
-            two_way: self
-                .config
-                .services
-                .iter()
-                .any(|s| method(s.method).is_two_way()),
+            two_way: self.config.services.iter().any(is_two_way),
             services: services.into_iter().map(|s| s.map(Arc::new)).collect(),
             backends,
             service_map: Arc::new(service_map),
@@ -306,6 +482,7 @@ impl Desired {
                 .collect(),
             routes: Arc::new(self.routes(&links)),
             own: Arc::new(own),
+            checks: Arc::new(self.check_addresses()),
             ownership: self.ownership,
             sides: Arc::new(sides),
             locals: self.locals.as_slice().into(),
@@ -334,11 +511,34 @@ impl Desired {
         links: &Links,
     ) -> Backend {
         let id = self.backend_id(service, backend);
+        let state = match self.is_down(id) {
+            _ if backend.drain => BackendState::Drained,
+            true if service.inhibit => BackendState::Drained,
+            true => BackendState::Down,
+            false => BackendState::Up,
+        };
+        Backend {
+            id,
+            service: service_id,
+            state: self.drains.state(id, state),
+            weight: self.weight_in_force(id, backend),
+            ..self.reach(service, backend, method(service.method), net, links)
+        }
+    }
+
+    /// How packets get to a backend: all that does not depend on its service and state.
+    fn reach(
+        &self,
+        service: &config::Service,
+        backend: &config::Backend,
+        method: ForwardMethod,
+        net: &NetState,
+        links: &Links,
+    ) -> Backend {
         let hop = net.next_hop(backend.address);
         let link = hop.and_then(|(port, ip)| links.get(port, ip));
         let port = hop.map_or(0, |(port, _)| usize::from(port));
         let mtu = self.ports.get(port).map_or(1500, |p| p.mtu);
-        let method = method(service.method);
         let overhead = match method {
             ForwardMethod::Tunnel => tunnel::overhead(backend.address) as u16,
             _ => 0,
@@ -349,31 +549,54 @@ impl Desired {
             }
             _ => (self.own_address(port, backend.address), 0),
         };
-        let configured_weight = u32::from(backend.weight);
-        let state = match self.states.get(&id) {
-            Some(&state) => state,
-            None if backend.drain => BackendState::Drained,
-            None => BackendState::Up,
-        };
+        let weight = u32::from(backend.weight);
         Backend {
             link,
             method,
-            state: self.drains.state(id, state),
+            state: BackendState::Up,
             port: match method.is_two_way() {
                 true => backend.port.unwrap_or(0),
                 false => 0,
             },
             mtu: mtu.saturating_sub(overhead),
-            service: service_id,
-            id,
+            service: ServiceId::default(),
+            id: BackendId::default(),
             address: backend.address,
             outer_source,
             outer_spread,
-            weight: self.weights.get(&id).copied().unwrap_or(configured_weight),
-            configured_weight,
+            weight,
+            configured_weight: weight,
             upper: backend.upper.unwrap_or(0),
             lower: backend.lower.unwrap_or(0),
         }
+    }
+
+    /// The sorry server, as a backend that only gets new connections while it is the service's only
+    /// one. It is always there, for the connections it has.
+    fn build_sorry_server(
+        &mut self,
+        service: &config::Service,
+        id: ServiceId,
+        net: &NetState,
+        links: &Links,
+    ) -> Option<Backend> {
+        let sorry = service.sorry_server.as_ref()?;
+        let own = BackendId(self.backends.get(&BackendKey::sorry(service)?));
+        let backend = config::Backend {
+            name: SORRY.into(),
+            address: sorry.address,
+            port: sorry.port,
+            weight: 1,
+            upper: None,
+            lower: None,
+            drain: false,
+        };
+        let method = method(sorry.method.unwrap_or(service.method));
+        Some(Backend {
+            id: own,
+            service: id,
+            ..self.reach(service, &backend, method, net, links)
+        })
     }
 
     /// The address of a port that a tunnel's outer header carries toward `peer`.
@@ -399,37 +622,16 @@ impl Desired {
         service: &config::Service,
         id: ServiceId,
         backends: Vec<BackendId>,
+        sorry: Option<&Backend>,
     ) -> Service {
-        let scheduler = scheduler(service.scheduler);
-        let members: Vec<Member> = service
-            .backends
-            .iter()
-            .map(|b| Member {
-                address: b.address,
-                port: b.port.unwrap_or(0),
-                weight: u32::from(b.weight),
-            })
-            .collect();
-        let default = if scheduler.is_hash() {
-            DEFAULT_SIZE
-        } else {
-            SMALL_SIZE
-        };
-        let size = service.table_size.unwrap_or(default);
-        let maglev = match self.maglevs.get(&(members.clone(), size)) {
-            Some(table) => Arc::clone(table),
-            None => {
-                let table = Arc::new(Maglev::build(&members, size));
-                self.maglevs.insert((members, size), Arc::clone(&table));
-                table
-            }
-        };
+        let sorry = sorry.filter(|_| self.sorry_in_force(service).is_some());
+        let maglev = self.tables.table_now(&self.table_key(service));
         Service {
             id,
             name: service.name.as_str().into(),
-            method: method(service.method),
-            scheduler,
-            backends,
+            method: sorry.map_or(method(service.method), |sorry| sorry.method),
+            scheduler: scheduler(service.scheduler),
+            backends: sorry.map_or(backends, |sorry| vec![sorry.id]),
             weights: Arc::default(),
             maglev,
             hash_port: service.hash_port,
@@ -465,11 +667,14 @@ impl Desired {
     fn sides(&self) -> Sides {
         let services = || self.config.services.iter();
         let listens = services().flat_map(|s| {
-            let two_way = method(s.method).is_two_way();
+            let two_way = is_two_way(s);
             s.listen.iter().map(move |l| (listen(l).prefix, two_way))
         });
-        let nat = services().filter(|s| method(s.method).is_two_way());
-        let backends = nat.flat_map(|s| s.backends.iter().map(|b| b.address));
+        let nat = services().filter(|s| is_two_way(s));
+        let backends = nat.flat_map(|s| {
+            let sorry = s.sorry_server.iter().map(|sorry| sorry.address);
+            s.backends.iter().map(|b| b.address).chain(sorry)
+        });
         Sides::new(listens, (0..).zip(self.locals.iter().copied()), backends)
     }
 
@@ -481,6 +686,13 @@ impl Desired {
         });
         let pools = self.config.services.iter().flat_map(|s| &s.local_addresses);
         own.chain(pools.copied()).chain(map.vips()).collect()
+    }
+
+    fn check_addresses(&self) -> FastSet<IpAddr> {
+        let ports = self.config.ports.iter();
+        ports
+            .flat_map(|p| p.check_addresses.iter().copied())
+            .collect()
     }
 
     fn routes(&self, links: &Links) -> Routes {
@@ -565,6 +777,27 @@ fn spread(prefix: config::Prefix) -> u32 {
     let full = if prefix.address.is_ipv4() { 32 } else { 128 };
     let bits = u32::from(full - prefix.length.min(full));
     u32::MAX.checked_shr(32 - bits.min(32)).unwrap_or(0)
+}
+
+/// Whether any of the service's replies pass here. The sorry server's method counts also while it
+/// is not needed, so that the owners of flows do not change when it is.
+fn is_two_way(service: &config::Service) -> bool {
+    let sorry = service.sorry_server.as_ref().and_then(|s| s.method);
+    let methods = [Some(service.method), sorry];
+    methods
+        .into_iter()
+        .flatten()
+        .any(|m| method(m).is_two_way())
+}
+
+/// Slots of the consistent hash under a service.
+pub(super) fn table_size(service: &config::Service) -> u32 {
+    service
+        .table_size
+        .unwrap_or(match service.scheduler.is_hash() {
+            true => DEFAULT_SIZE,
+            false => SMALL_SIZE,
+        })
 }
 
 pub(super) fn method(method: config::Method) -> ForwardMethod {

@@ -1,31 +1,24 @@
 //! The Maglev tables in use: identical ones are stored once, and those that a new snapshot needs
 //! again are taken from here.
 //!
-//! Lives on the management thread. Tables are built by tokio's blocking threads: a large one
-//! takes milliseconds, which neither workers nor the management loop have.
+//! Lives on the management thread. A large table takes milliseconds to build, which neither workers
+//! nor the management loop have: [`Building`] has a thread of its own for it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::mpsc;
 use std::sync::{Arc, Weak};
 
 use crate::lb::maglev::{Maglev, Member};
 
-/// All that a table depends on: its members in order, with configured weights, and its size.
+/// All that a table depends on: its members in order, with their weights, and its size.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct TableKey {
     pub members: Vec<Member>,
     pub size: u32,
 }
 
-impl TableKey {
-    fn build(&self) -> Arc<Maglev> {
-        Arc::new(Maglev::build(&self.members, self.size))
-    }
-}
-
-/// A build was cut short because the program is going down.
-#[derive(Debug, thiserror::Error)]
-#[error("building a hash table was interrupted; the configuration in force stays")]
-pub struct Interrupted(#[from] tokio::task::JoinError);
+/// A table and what it was built from.
+pub type Built = (TableKey, Arc<Maglev>);
 
 /// Tables by what they depend on, for as long as some snapshot holds them.
 #[derive(Default, Debug)]
@@ -34,29 +27,34 @@ pub struct HashTables {
 }
 
 impl HashTables {
-    /// The tables for `keys`, in order. Those that no snapshot holds are built, each once, away
-    /// from this thread. Management goes on meanwhile, and publishes when all are there.
-    pub async fn tables(&mut self, keys: &[TableKey]) -> Result<Vec<Arc<Maglev>>, Interrupted> {
-        let missing = self.missing(keys);
-        if missing.is_empty() {
-            return Ok(self.collect(keys, Vec::new()));
-        }
-        let built = tokio::task::spawn_blocking(|| build_all(missing)).await?;
-        Ok(self.collect(keys, built))
+    /// The table for `key`; one that nobody holds is built on this thread.
+    pub fn table_now(&mut self, key: &TableKey) -> Arc<Maglev> {
+        self.get(key).unwrap_or_else(|| {
+            let table = Arc::new(Maglev::build(&key.members, key.size));
+            self.tables.insert(key.clone(), Arc::downgrade(&table));
+            table
+        })
     }
 
-    /// The same on this thread, for the start of the program.
-    pub fn tables_now(&mut self, keys: &[TableKey]) -> Vec<Arc<Maglev>> {
-        let built = build_all(self.missing(keys));
-        self.collect(keys, built)
+    /// Those of `keys` that nobody holds a table of, each once.
+    pub fn missing(&self, keys: &[TableKey]) -> Vec<TableKey> {
+        let mut seen = HashSet::new();
+        let missing = |key: &&TableKey| self.get(key).is_none() && seen.insert((*key).clone());
+        keys.iter().filter(missing).cloned().collect()
+    }
+
+    /// Takes up what was built elsewhere, and forgets what nobody holds.
+    pub fn take_up(&mut self, built: &[Built]) {
+        for (key, table) in built {
+            self.tables.insert(key.clone(), Arc::downgrade(table));
+        }
+        self.tables.retain(|_, table| table.strong_count() > 0);
     }
 
     /// Different tables in use.
     pub fn len(&self) -> usize {
-        self.tables
-            .values()
-            .filter(|table| table.strong_count() > 0)
-            .count()
+        let held = |table: &&Weak<Maglev>| table.strong_count() > 0;
+        self.tables.values().filter(held).count()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -66,56 +64,55 @@ impl HashTables {
     fn get(&self, key: &TableKey) -> Option<Arc<Maglev>> {
         self.tables.get(key)?.upgrade()
     }
-
-    fn missing(&self, keys: &[TableKey]) -> Vec<TableKey> {
-        let mut missing: Vec<TableKey> = Vec::new();
-        let mut seen = std::collections::HashSet::new();
-        for key in keys {
-            if self.get(key).is_none() && seen.insert(key) {
-                missing.push(key.clone());
-            }
-        }
-        missing
-    }
-
-    /// Takes up what was built, forgets what nobody holds, and answers `keys`.
-    fn collect(
-        &mut self,
-        keys: &[TableKey],
-        built: Vec<(TableKey, Arc<Maglev>)>,
-    ) -> Vec<Arc<Maglev>> {
-        for (key, table) in &built {
-            self.tables.insert(key.clone(), Arc::downgrade(table));
-        }
-        // One that was dropped while others were being built is built here after all.
-        let tables = keys
-            .iter()
-            .map(|key| {
-                self.get(key).unwrap_or_else(|| {
-                    let table = key.build();
-                    self.tables.insert(key.clone(), Arc::downgrade(&table));
-                    table
-                })
-            })
-            .collect();
-        self.tables.retain(|_, table| table.strong_count() > 0);
-        tables
-    }
 }
 
-fn build_all(keys: Vec<TableKey>) -> Vec<(TableKey, Arc<Maglev>)> {
-    keys.into_iter()
-        .map(|key| {
-            let table = key.build();
-            (key, table)
-        })
-        .collect()
+/// Tables that are being built.
+#[derive(Debug)]
+pub struct Building {
+    built: mpsc::Receiver<Vec<Built>>,
+}
+
+/// What has become of them.
+#[derive(Debug)]
+pub enum Progress {
+    Going,
+    Done(Vec<Built>),
+    /// The thread ended without them; they can be built where they are needed.
+    Failed,
+}
+
+impl Building {
+    /// Begins to build tables on another thread.
+    pub fn begin(keys: Vec<TableKey>) -> std::io::Result<Self> {
+        let (sender, built) = mpsc::channel();
+        let build = move || {
+            let table = |key: TableKey| {
+                let table = Arc::new(Maglev::build(&key.members, key.size));
+                (key, table)
+            };
+            // Nobody waits for them any more when the program ends.
+            let _ = sender.send(keys.into_iter().map(table).collect());
+        };
+        std::thread::Builder::new()
+            .name("hash-tables".into())
+            .spawn(build)?;
+        Ok(Self { built })
+    }
+
+    pub fn progress(&self) -> Progress {
+        match self.built.try_recv() {
+            Ok(built) => Progress::Done(built),
+            Err(mpsc::TryRecvError::Empty) => Progress::Going,
+            Err(mpsc::TryRecvError::Disconnected) => Progress::Failed,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::net::Ipv4Addr;
+    use std::time::{Duration, Instant};
 
     fn key(weights: &[u32]) -> TableKey {
         let member = |(n, &weight): (usize, &u32)| Member {
@@ -129,47 +126,49 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn identical_tables_are_stored_once_and_kept_while_held() {
+    #[test]
+    fn identical_tables_are_stored_once_and_kept_while_held() {
         let mut cache = HashTables::default();
         let keys = [key(&[1, 2]), key(&[1, 2]), key(&[1, 3])];
-        let first = cache.tables(&keys).await.expect("built");
+        assert_eq!(cache.missing(&keys), [key(&[1, 2]), key(&[1, 3])]);
+        let first: Vec<_> = keys.iter().map(|key| cache.table_now(key)).collect();
         assert!(Arc::ptr_eq(&first[0], &first[1]));
         assert_ne!(first[0], first[2]);
-        assert_eq!(cache.len(), 2);
-        let again = cache.tables_now(&keys[..1]);
-        assert!(Arc::ptr_eq(&first[0], &again[0]));
+        assert_eq!((cache.len(), cache.missing(&keys).len()), (2, 0));
+        let again = cache.table_now(&keys[0]);
+        assert!(Arc::ptr_eq(&first[0], &again));
         drop((first, again));
         assert!(cache.is_empty());
-        let anew = cache.tables(&[key(&[5])]).await.expect("built");
-        assert_eq!((cache.tables.len(), anew[0].size()), (1, 251));
+        cache.take_up(&[]);
+        assert_eq!(cache.tables.len(), 0);
     }
 
-    #[tokio::test]
-    async fn the_management_loop_goes_on_while_tables_are_built() {
-        let mut cache = HashTables::default();
+    #[test]
+    fn what_another_thread_built_is_taken_up_while_this_one_goes_on() {
         let large: Vec<TableKey> = (1..4)
             .map(|n| TableKey {
                 size: 655_373,
                 ..key(&[n, 7])
             })
             .collect();
-        let built = std::cell::Cell::new(false);
-        let build = async {
-            let tables = cache.tables(&large).await.expect("built");
-            built.set(true);
-            tables
-        };
-        let other = async {
-            let mut turns = 0;
-            while !built.get() {
-                turns += 1;
-                tokio::task::yield_now().await;
+        let building = Building::begin(large.clone()).expect("a thread");
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut looks = 0;
+        let built = loop {
+            match building.progress() {
+                Progress::Done(built) => break built,
+                Progress::Failed => panic!("not built"),
+                Progress::Going => looks += 1,
             }
-            turns
+            assert!(Instant::now() < deadline);
+            std::thread::yield_now();
         };
-        let (tables, turns) = tokio::join!(build, other);
-        assert_eq!(tables.len(), 3);
-        assert!(turns > 1, "{turns}");
+        assert!(looks > 1, "{looks}");
+        let mut cache = HashTables::default();
+        cache.take_up(&built);
+        assert!(cache.missing(&large).is_empty());
+        let table = cache.table_now(&large[1]);
+        assert!(Arc::ptr_eq(&table, &built[1].1));
+        assert_eq!(*table, Maglev::build(&large[1].members, 655_373));
     }
 }

@@ -2,13 +2,17 @@
 
 pub mod api;
 pub mod appliance;
+pub mod checks;
 pub mod config;
 pub mod desired;
 pub mod drains;
 pub mod feedback;
 pub mod hash_tables;
 pub mod health;
+pub mod hooks;
+pub mod load;
 pub mod net;
+pub mod quorum;
 pub mod start;
 pub mod status;
 pub mod timers;
@@ -21,8 +25,10 @@ use std::time::Instant;
 use thiserror::Error;
 
 use appliance::Appliance;
+use checks::Checks;
 use config::Config;
 use desired::Desired;
+use load::Load;
 use net::{NetState, Output};
 
 /// Why the appliance did not run to its end.
@@ -49,10 +55,17 @@ pub fn start(config: &Config) -> Result<Appliance, start::StartError> {
     net.set_vips(appliance::vips(config), now);
     let mut desired = Desired::new(config.clone(), facts);
     net.want(desired.destinations(), now, &mut out);
-    let snapshot = Arc::new(desired.build(&net));
+    let (mut checks, mut load) = (Checks::new(config), Load::new(now));
+    let snapshot = {
+        desired.name_backends();
+        checks.configure(&mut desired);
+        load.configure(&mut desired, now);
+        desired.look_at_quorums();
+        Arc::new(desired.build(&net))
+    };
     let machine = start::launch(ready, config, &snapshot)?;
     summary(config, &machine);
-    let mut appliance = Appliance::new(machine, desired, net, snapshot);
+    let mut appliance = Appliance::new(machine, desired, net, checks, load, snapshot);
     appliance.begin(out);
     Ok(appliance)
 }

@@ -158,7 +158,7 @@ fn packet_buffers(config: &Config) -> u32 {
     let workers = config.workers.cores.len();
     let per_port = |p: &config::Port| usize::from(p.rx_descriptors) + usize::from(p.tx_descriptors);
     let queues: usize = config.ports.iter().map(per_port).sum();
-    let needed = workers * (queues + IN_WORK + 2 * PASSED as usize + HANDOFF as usize) + 1024;
+    let needed = workers * (queues + IN_WORK + 3 * PASSED as usize + HANDOFF as usize) + 1024;
     config.workers.buffers.unwrap_or(needed as u32)
 }
 
@@ -214,6 +214,7 @@ struct Ends {
     commands: Producer<Box<crate::worker::Message>>,
     events: Consumer<Box<crate::worker::Message>>,
     passed: Consumer<crate::port::Mbuf>,
+    checks: Consumer<crate::port::Mbuf>,
     inject: Producer<crate::port::Mbuf>,
 }
 
@@ -224,11 +225,13 @@ fn ends(
     let (commands, commands_in) = ring::spsc("commands", COMMANDS as u32)?;
     let (events_out, events) = ring::spsc("events", COMMANDS as u32)?;
     let (passed_out, passed) = ring::spsc("passed", PASSED)?;
+    let (checks_out, checks) = ring::spsc("checks", PASSED)?;
     let (inject, inject_in) = ring::spsc("inject", PASSED)?;
     let rings = Rings {
         commands: commands_in,
         events: events_out,
         passed: passed_out,
+        checks: checks_out,
         inject: inject_in,
         taken,
         handoff,
@@ -238,6 +241,7 @@ fn ends(
         commands,
         events,
         passed,
+        checks,
         inject,
     })
 }
@@ -294,6 +298,7 @@ pub fn launch(
             commands: ends.commands,
             events: ends.events,
             passed: ends.passed,
+            checks: ends.checks,
             inject: ends.inject,
             counters,
             handle,

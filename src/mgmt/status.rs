@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::lb::Pass;
 use crate::lb::counters::{Counter, DropReason};
 use crate::lb::flow::protocol;
 use crate::lb::listing::Listed;
@@ -11,17 +12,23 @@ use crate::lb::snapshot::{self, BackendId};
 use crate::port::{Port, PortInfo, Started};
 
 use super::api::{
-    BackendState, BackendStatus, ConnectionFilter, ConnectionStatus, PortStatus, Reason,
-    ServiceStatus, Status, Traffic, WorkerStatus,
+    BackendState, BackendStatus, CheckStatus, ConnectionFilter, ConnectionStatus, PortStatus,
+    QuorumStatus, Reason, ServiceStatus, Status, Traffic, WorkerStatus,
 };
 use super::appliance::drops;
+use super::checks::Checks;
 use super::config;
-use super::desired::Desired;
+use super::desired::{Desired, SORRY};
+use super::feedback;
+use super::health::Report;
+use super::load::Load;
 use super::workers::WorkerLink;
 
 /// What a status is made of.
 pub struct Source<'a> {
     pub desired: &'a Desired,
+    pub checks: &'a Checks,
+    pub load: &'a Load,
     pub snapshot: &'a snapshot::Snapshot,
     pub workers: &'a [WorkerLink],
     pub ports: &'a [(Port<Started>, PortInfo)],
@@ -50,37 +57,66 @@ impl Source<'_> {
     }
 
     fn passed(&self) -> Vec<Reason> {
-        let count = self.workers.iter().map(|w| w.counters.passed.get()).sum();
-        let passed = Reason {
-            reason: "local".into(),
+        let sum = |read: fn(&WorkerLink) -> u64| self.workers.iter().map(read).sum::<u64>();
+        let checks = sum(|w| w.counters.passed_checks.get());
+        let local = sum(|w| w.counters.passed.get()).saturating_sub(checks);
+        let reason = |pass: Pass, count, explanation: &str| Reason {
+            reason: pass.token().into(),
             count,
-            explanation: "Not balanced: ARP, NDP, ping, packets for the ports' own addresses."
-                .into(),
+            explanation: explanation.into(),
         };
-        Vec::from_iter((count > 0).then_some(passed))
+        let all = [
+            reason(
+                Pass::Local,
+                local,
+                "Not balanced: ARP, NDP, ping, packets for the ports' own addresses.",
+            ),
+            reason(
+                Pass::Check,
+                checks,
+                "For a check address: most likely answers to health checks.",
+            ),
+        ];
+        all.into_iter().filter(|r| r.count > 0).collect()
     }
 
     fn service(&self, service: &config::Service) -> ServiceStatus {
         let removed = self.desired.removed_of(&service.name);
         let removed = removed.map(|backend| self.removed(service, backend));
-        let backends = service.backends.iter().map(|b| self.backend(service, b));
-        let backends: Vec<BackendStatus> = backends.chain(removed).collect();
+        let led = self.load.status(self.desired, service);
+        let of = |backend| self.backend(service, backend, &led);
+        let backends = service.backends.iter().map(of);
+        let sorry = self.sorry_server(service).into_iter();
+        let backends: Vec<BackendStatus> = backends.chain(sorry).chain(removed).collect();
         ServiceStatus {
             name: service.name.clone(),
             listen: service.listen.iter().map(ToString::to_string).collect(),
             method: service.method.name().into(),
             scheduler: service.scheduler.name().into(),
             flags: flags(service),
+            quorum: service.quorum.as_ref().map(|quorum| QuorumStatus {
+                backends: quorum.backends,
+                hysteresis: quorum.hysteresis,
+                up: self.desired.count_up(service),
+                met: self.desired.quorum_is_met(service),
+            }),
             traffic: Traffic::sum(backends.iter().map(|b| b.traffic)),
             backends,
         }
     }
 
-    fn backend(&self, service: &config::Service, backend: &config::Backend) -> BackendStatus {
+    fn backend(
+        &self,
+        service: &config::Service,
+        backend: &config::Backend,
+        led: &[feedback::Status],
+    ) -> BackendStatus {
         let id = self.desired.find_backend(service, backend);
         let built = id.and_then(|id| self.snapshot.backend(id));
         let state = match built {
             Some(built) if built.link.is_none() => BackendState::Unreachable,
+            // An inhibited one is only drained, for the workers.
+            Some(built) if self.desired.is_down(built.id) => BackendState::Down,
             Some(built) => match built.state {
                 snapshot::BackendState::Up => BackendState::Up,
                 snapshot::BackendState::Drained => BackendState::Draining,
@@ -90,14 +126,21 @@ impl Source<'_> {
             None => BackendState::Down,
         };
         let weight = u32::from(backend.weight);
+        let check = id.and_then(|id| self.checks.report(id));
+        let led = led.iter().find(|status| Some(status.id) == id);
         let effective = match state {
             BackendState::Up | BackendState::Unreachable => built.map_or(weight, |b| b.weight),
             _ => 0,
         };
         let reason = (effective != weight).then(|| match state {
             BackendState::Draining => "draining".to_owned(),
-            BackendState::Down => "its checks fail".to_owned(),
-            _ => "feedback".to_owned(),
+            BackendState::Down => check
+                .as_ref()
+                .map_or_else(|| "its check fails".to_owned(), |check| check.to_string()),
+            _ if built.is_some_and(|b| b.weight == self.desired.base_weight(b.id, backend)) => {
+                "set by its check".to_owned()
+            }
+            _ => led.map_or_else(String::new, why),
         });
         BackendStatus {
             name: backend.name.clone(),
@@ -108,8 +151,31 @@ impl Source<'_> {
             effective_weight: effective,
             reason,
             state,
+            check: check.map(check_status),
+            faults: led.map_or_else(Vec::new, |led| led.faults.clone()),
             ..self.counted(id)
         }
+    }
+
+    fn sorry_server(&self, service: &config::Service) -> Option<BackendStatus> {
+        let sorry = service.sorry_server.as_ref()?;
+        let id = self.desired.find_sorry_server(service);
+        let built = id.and_then(|id| self.snapshot.backend(id));
+        let stands_by = self.desired.quorum_is_met(service);
+        Some(BackendStatus {
+            name: SORRY.into(),
+            address: sorry.address.to_string(),
+            port: sorry.port,
+            method: sorry.method.unwrap_or(service.method).name().into(),
+            weight: 1,
+            effective_weight: u32::from(!stands_by),
+            reason: stands_by.then(|| "stands by".to_owned()),
+            state: match built {
+                Some(built) if built.link.is_none() => BackendState::Unreachable,
+                _ => BackendState::Up,
+            },
+            ..self.counted(id)
+        })
     }
 
     fn removed(&self, service: &config::Service, backend: &snapshot::Backend) -> BackendStatus {
@@ -193,6 +259,26 @@ impl Source<'_> {
             expires: listed.expires,
             worker,
         })
+    }
+}
+
+fn why(led: &feedback::Status) -> String {
+    match led.reason {
+        feedback::Reason::Configured => "the others' shares are not as configured".into(),
+        _ => led.reason.to_string(),
+    }
+}
+
+fn check_status(report: Report) -> CheckStatus {
+    CheckStatus {
+        kind: report.check.into(),
+        up: report.up,
+        answer: report.answer,
+        last_failure: (!report.failure.is_empty()).then_some(report.failure),
+        milliseconds: (report.checks > report.failures)
+            .then_some(report.took.as_secs_f64() * 1000.0),
+        checks: report.checks,
+        failures: report.failures,
     }
 }
 

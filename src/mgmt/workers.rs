@@ -22,6 +22,8 @@ pub struct WorkerLink {
     pub commands: Producer<Box<Message>>,
     pub events: Consumer<Box<Message>>,
     pub passed: Consumer<Mbuf>,
+    /// What was sent to check addresses.
+    pub checks: Consumer<Mbuf>,
     pub inject: Producer<Mbuf>,
     pub counters: Arc<WorkerCounters>,
     pub handle: LcoreHandle,

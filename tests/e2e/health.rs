@@ -6,6 +6,7 @@
 pub mod host;
 pub mod wire;
 
+use evenkeel::lb::snapshot::BackendId;
 use evenkeel::mgmt::health::*;
 use host::{BACKEND, BACKEND6, CHECK, CHECK6, Host, OUTSIDE, PORT, VIP};
 use std::collections::HashMap;
@@ -14,6 +15,7 @@ use wire::Wire;
 
 fn spec(name: &str, probe: Probe, route: Route) -> CheckSpec {
     CheckSpec {
+        id: BackendId(name.bytes().map(u32::from).sum()),
         service: "web".into(),
         backend: name.into(),
         probe,
@@ -23,6 +25,7 @@ fn spec(name: &str, probe: Probe, route: Route) -> CheckSpec {
         jitter: Duration::ZERO,
         thresholds: Thresholds { rise: 1, fall: 2 },
         start: Start::Unknown,
+        measure: false,
     }
 }
 
@@ -131,10 +134,14 @@ async fn each_kind_of_check_reads_real_servers_right() {
         ("no-udp", udp(54), false, NO_PORT),
         ("ping", spec("", Probe::Ping, plain(0)), true, "echo reply"),
     ];
-    let named = table.iter().map(|(name, check, ..)| CheckSpec {
-        backend: (*name).into(),
-        ..check.clone()
-    });
+    let named = table
+        .iter()
+        .zip(0..)
+        .map(|((name, check, ..), id)| CheckSpec {
+            id: BackendId(id),
+            backend: (*name).into(),
+            ..check.clone()
+        });
     let verdicts = verdicts(&mut wire, named.collect()).await;
     for (name, _, up, answer) in table {
         let (was_up, was) = &verdicts[name];

@@ -5,8 +5,11 @@
 
 mod lab;
 
+mod availability;
+mod checks;
 mod downloads;
 mod ending;
+mod feedback;
 mod health;
 mod lab_itself;
 mod many;

@@ -12,8 +12,11 @@
 //! - `lab_tool tcp-hold ADDRESS:PORT COUNT SECONDS` opens COUNT connections, prints `ready`, sends a
 //!   line through each and waits for its echo, round after round, for so long; at the end it prints
 //!   how many rounds there were. One connection that breaks fails it.
+//! - `lab_tool agent ADDRESS:PORT FILE` answers each TCP connection with what is in FILE, as an agent
+//!   that HAProxy's agent-check asks does.
 //!
-//! `unwrap`, `udp-echo` and `tcp-echo` print `ready` once their sockets are open and end when they are killed.
+//! `unwrap`, `udp-echo`, `tcp-echo` and `agent` print `ready` once their sockets are open and end when
+//! they are killed.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -51,8 +54,9 @@ fn main() -> ExitCode {
         ["udp-ask", address, count] => udp_ask(address, count),
         ["tcp-echo", port] => tcp_echo(port),
         ["tcp-hold", address, count, seconds] => tcp_hold(address, count, seconds),
+        ["agent", address, file] => agent(address, file),
         _ => Err(io::Error::other(
-            "usage: unwrap TUN | wrap SOURCE DESTINATION | udp-echo NAME ADDRESS:PORT... | udp-ask ADDRESS:PORT COUNT | tcp-echo PORT | tcp-hold ADDRESS:PORT COUNT SECONDS",
+            "usage: unwrap TUN | wrap SOURCE DESTINATION | udp-echo NAME ADDRESS:PORT... | udp-ask ADDRESS:PORT COUNT | tcp-echo PORT | tcp-hold ADDRESS:PORT COUNT SECONDS | agent ADDRESS:PORT FILE",
         )),
     };
     match done {
@@ -61,6 +65,16 @@ fn main() -> ExitCode {
             eprintln!("lab_tool: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn agent(address: &str, file: &str) -> io::Result<()> {
+    let listener = TcpListener::bind(address)?;
+    say_ready()?;
+    loop {
+        let (mut asker, _) = listener.accept()?;
+        // An asker that has gone is the asker's affair.
+        let _ = asker.write_all(&std::fs::read(file)?);
     }
 }
 

@@ -29,6 +29,7 @@ const PORT: &str = "
 name = \"wan\"
 device = \"0000:01:00.0\"       # the PCI address of the network card, or any DPDK device
 addresses = []                # the balancer's own address and subnet, such as [\"192.0.2.2/24\"]
+# check_address = \"192.0.2.3\"  # evenkeel's alone: where health checks come from
 # gateway = \"192.0.2.1\"
 ";
 

@@ -13,6 +13,7 @@ use super::problem::Problem;
 use crate::mgmt::config::{
     Backend, Config, Diff, Invalid, Located, Service, parse, service_to_toml, to_toml,
 };
+use crate::mgmt::desired::table_size;
 
 /// A configuration that is to take the place of the one in use.
 #[derive(Debug)]
@@ -33,6 +34,9 @@ pub struct Applied {
     pub dry_run: bool,
     #[serde(flatten)]
     pub diff: Diff,
+    /// What an operator may not have meant.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// A tag that equal configurations share, however they are written. It is no secret and guards
@@ -76,7 +80,24 @@ pub fn decide(
         etag,
         dry_run,
         diff,
+        warnings: warnings(current, new),
     })
+}
+
+/// Hash tables of another size move most clients to another backend.
+fn warnings(current: &Config, new: &Config) -> Vec<String> {
+    let resized = |service: &Service| {
+        let before = current.services.iter().find(|s| s.name == service.name)?;
+        let (old, size) = (table_size(before), table_size(service));
+        (before.scheduler == service.scheduler && old != size).then(|| {
+            format!(
+                "service {}: table_size {old} -> {size} moves most clients that go by the hash to \
+                 another backend, and other instances must change alike",
+                service.name
+            )
+        })
+    };
+    new.services.iter().filter_map(resized).collect()
 }
 
 /// A change to a part of the configuration, as the interface takes it.

@@ -67,6 +67,9 @@ pub struct ServiceStatus {
     pub scheduler: String,
     /// Options that change who is chosen, in ipvsadm's spelling: `persistent 300`, `sh-port`.
     pub flags: Vec<String>,
+    /// `null` where none is configured.
+    #[serde(default)]
+    pub quorum: Option<QuorumStatus>,
     /// Of all backends, removed ones that still have connections included.
     #[serde(flatten)]
     pub traffic: Traffic,
@@ -87,12 +90,44 @@ pub struct BackendStatus {
     /// Why the effective weight differs from the configured one.
     pub reason: Option<String>,
     pub state: BackendState,
+    /// `null` where it is not checked.
+    #[serde(default)]
+    pub check: Option<CheckStatus>,
+    /// Agents and exporters that cannot be used at the moment, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<String>,
     /// TCP connections established, and live UDP flows.
     pub active: u64,
     /// All other tracked connections.
     pub inactive: u64,
     #[serde(flatten)]
     pub traffic: Traffic,
+}
+
+/// How many backends a service needs, and has.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuorumStatus {
+    pub backends: u32,
+    pub hysteresis: u32,
+    pub up: u32,
+    /// With hysteresis; while it is not, the sorry server answers, if there is one.
+    pub met: bool,
+}
+
+/// What health checks find of a backend.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CheckStatus {
+    /// As in the configuration: `tcp`, `http`.
+    pub kind: String,
+    pub up: bool,
+    /// The last answer; empty before the first.
+    pub answer: String,
+    /// The last answer that was not good.
+    pub last_failure: Option<String>,
+    /// That the last good answer took; `null` before the first.
+    pub milliseconds: Option<f64>,
+    pub checks: u64,
+    pub failures: u64,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,6 +9,8 @@ use super::read::{BackendSpans, ServiceSpans};
 use super::read_service::endpoint;
 use super::reader::Sink;
 use super::span::Span;
+use crate::lb::snapshot::BackendId;
+use crate::mgmt::health::plan_service;
 
 /// The least MTU of an IPv4 path that RFC 791 lets a host count on, and of any IPv6 link (RFC 8200).
 const LEAST_PACKET_V4: u16 = 576;
@@ -42,7 +44,6 @@ pub(super) fn check_service(
     };
     checked.vips();
     checked.options();
-    checked.health();
     checked.quorum();
     let (mut names, mut endpoints) = (Seen::new(), Seen::new());
     for (backend, spans) in service.backends.iter().zip(&spans.backends) {
@@ -53,6 +54,7 @@ pub(super) fn check_service(
     if let Some(sorry) = &service.sorry_server {
         checked.sorry_server(sorry);
     }
+    checked.health();
 }
 
 impl Checked<'_> {
@@ -174,6 +176,13 @@ impl Checked<'_> {
         let prefix = listen.iter().any(|l| l.vip().is_none());
         if prefix && health.via == Via::DataPath && health.address.is_none() {
             self.push(self.spans.health, ConfigError::HealthNeedsAddress);
+        }
+        // What is wrong elsewhere would be told here once more.
+        if self.sink.is_empty()
+            && let Err(why) = plan_service(self.config, self.service, |_, _| BackendId(0))
+        {
+            let why = why.to_string();
+            self.push(self.spans.health, ConfigError::HealthImpossible(why));
         }
     }
 
@@ -345,6 +354,13 @@ impl Checked<'_> {
 
     fn sorry_server(&self, sorry: &SorryServer) {
         let method = sorry.method.unwrap_or(self.service.method);
+        if method == Method::FullNat && self.service.method != Method::FullNat {
+            let error = ConfigError::NotForMethod {
+                key: "sorry_server.method = \"fullnat\"",
+                method: "fullnat",
+            };
+            self.push(self.spans.sorry_server, error);
+        }
         self.reachable(sorry.address, self.spans.sorry_server, method);
         if let (Some(port), Method::Tunnel | Method::DirectRouting) = (sorry.port, method)
             && self.only_port() != Some(port)

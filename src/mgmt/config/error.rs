@@ -198,6 +198,9 @@ pub enum ConfigError {
     HealthNeedsPort,
     #[error("the service has no single address to check; add address to health")]
     HealthNeedsAddress,
+    /// Reason and fix are the plan's.
+    #[error("{0}")]
+    HealthImpossible(String),
     #[error(
         "a check that may take {timeout} does not end within the interval of {interval}; set timeout to the interval or less"
     )]

@@ -20,17 +20,8 @@ use Missing::Key;
 pub const NOT_YET: &[Missing] = &[
     Key("management.metrics"),
     Key("management.advertise"),
-    Key("port.check_address"),
     Key("port.vlan"),
     Key("port.kernel_interface"),
-    Key("service.health"),
-    Key("service.quorum"),
-    Key("service.quorum_hysteresis"),
-    Key("service.sorry_server"),
-    Key("service.inhibit"),
-    Key("service.on_change"),
-    Key("service.feedback"),
-    Key("service.slow_start"),
 ];
 
 /// Answers from one list of missing things: [`NOT_YET`], or an empty one in tests that need the

@@ -166,20 +166,23 @@ impl Controller {
         }
     }
 
-    /// Follows a reload: who stays keeps what is known of it.
-    pub fn configure(&mut self, spec: Spec, members: &[Member]) {
+    /// Follows a reload: who stays keeps what is known of it. True where a weight is another one.
+    pub fn configure(&mut self, spec: Spec, members: &[Member]) -> bool {
         self.spec = spec;
+        let mut changed = false;
         let mut old = std::mem::take(&mut self.backends);
         let keep = |member: &Member| {
             let at = old.iter().position(|b| b.id == member.id);
             let mut backend = at.map_or_else(|| Backend::new(*member), |at| old.swap_remove(at));
             if backend.configured != member.weight {
+                changed = true;
                 backend.configured = member.weight;
                 backend.lvs_weight = f64::from(member.weight);
             }
             backend
         };
         self.backends = members.iter().map(keep).collect();
+        changed
     }
 
     /// Takes in an observation. What cannot be believed is left out and named in the status.
@@ -236,14 +239,15 @@ impl Controller {
         }
     }
 
-    /// The checks found the backend well again: its slow start begins.
-    pub fn came_back(&mut self, id: BackendId, now: Duration) {
-        let slow_start = self.spec.slow_start;
+    /// The checks found the backend well again. True where its slow start begins.
+    pub fn came_back(&mut self, id: BackendId, now: Duration) -> bool {
+        let is_slow = self.spec.slow_start > Duration::ZERO;
         if let Some(backend) = self.backends.iter_mut().find(|b| b.id == id) {
             backend.is_away = false;
             backend.memory.begin_anew();
-            backend.back_since = (slow_start > Duration::ZERO).then_some(now);
+            backend.back_since = is_slow.then_some(now);
         }
+        is_slow
     }
 
     /// Called once in each interval. Returns the weights that changed.

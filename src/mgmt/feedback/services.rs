@@ -66,7 +66,10 @@ impl Feedback {
             self.service_of.extend(ids.iter().map(|b| (*b, id)));
             let held = match old.remove(&id) {
                 Some(mut held) => {
-                    held.controller.configure(spec, &members);
+                    // Another weight is not kept waiting for the interval's end.
+                    if held.controller.configure(spec, &members) {
+                        held.due = now;
+                    }
                     held.counted.retain(|backend, _| ids.contains(backend));
                     held
                 }
@@ -114,7 +117,9 @@ impl Feedback {
     pub fn health(&mut self, id: BackendId, up: bool, now: Duration) {
         if let Some(held) = self.of(id) {
             match up {
-                true => held.controller.came_back(id, now),
+                // A slow start begins at once.
+                true if held.controller.came_back(id, now) => held.due = now,
+                true => {}
                 false => held.controller.went_down(id),
             }
         }

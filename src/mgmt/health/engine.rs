@@ -9,6 +9,7 @@ use super::checker::{Checker, Start, Thresholds};
 use super::probe::{self, Answer, Failure, Probe, Subject};
 use super::route::{Outgoing, Route};
 use super::stack::{self, Stack, StackCounters};
+use crate::lb::snapshot::BackendId;
 use crate::mgmt::timers::Timers;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -19,6 +20,9 @@ use tokio::task::{AbortHandle, JoinSet};
 /// A check of one backend of one service.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CheckSpec {
+    /// Whom it is about, whatever the names: one check for each. A service's backend has an id of
+    /// its own.
+    pub id: BackendId,
     pub service: Arc<str>,
     pub backend: Arc<str>,
     pub probe: Probe,
@@ -31,11 +35,14 @@ pub struct CheckSpec {
     pub jitter: Duration,
     pub thresholds: Thresholds,
     pub start: Start,
+    /// Whether good answers' times are kept for [`HealthEngine::measured`].
+    pub measure: bool,
 }
 
 /// A backend's state or weight is to change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transition {
+    pub id: BackendId,
     pub service: Arc<str>,
     pub backend: Arc<str>,
     pub up: bool,
@@ -51,6 +58,7 @@ pub struct Transition {
 /// What status and metrics show of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
+    pub id: BackendId,
     pub service: Arc<str>,
     pub backend: Arc<str>,
     pub check: &'static str,
@@ -58,9 +66,25 @@ pub struct Report {
     pub weight: Option<u16>,
     /// The last answer; empty before the first.
     pub answer: String,
+    /// The last answer that was not good; empty where there was none.
+    pub failure: String,
+    /// Of the last good answer.
     pub took: Duration,
     pub checks: u64,
     pub failures: u64,
+}
+
+impl std::fmt::Display for Report {
+    /// The check, and the answer that speaks for the state it is in.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.up, self.checks, &*self.failure) {
+            (_, 0, _) => write!(f, "{} check: no answer yet", self.check),
+            (false, _, failure) if !failure.is_empty() => {
+                write!(f, "{} check: {failure}", self.check)
+            }
+            _ => write!(f, "{} check: {}", self.check, self.answer),
+        }
+    }
 }
 
 /// How well the engine keeps up.
@@ -76,13 +100,15 @@ pub struct Pace {
     pub worst: Duration,
 }
 
-type Name = (Arc<str>, Arc<str>);
-
 #[derive(Default)]
 struct Shown {
-    reports: HashMap<Name, Report>,
+    reports: HashMap<BackendId, Report>,
     pace: Pace,
+    measured: Vec<(BackendId, Duration)>,
 }
+
+/// Response times that wait for [`HealthEngine::measured`]; beyond that the newest are lost.
+const MEASURED: usize = 65_536;
 
 /// A handle; clones share the engine.
 #[derive(Clone)]
@@ -99,7 +125,7 @@ pub struct Runner {
     transitions: mpsc::UnboundedSender<Transition>,
     shown: Arc<Mutex<Shown>>,
     checks: HashMap<u64, Check>,
-    ids: HashMap<Name, u64>,
+    ids: HashMap<BackendId, u64>,
     last_id: u64,
     timers: Timers<u64>,
     probes: JoinSet<(u64, Result<Answer, Failure>)>,
@@ -111,6 +137,8 @@ struct Check {
     weight: Option<u16>,
     due: Instant,
     running: Option<AbortHandle>,
+    /// It was due while the one before had not ended, which it will any moment: it is started then.
+    follows: Option<Instant>,
 }
 
 impl HealthEngine {
@@ -145,7 +173,7 @@ impl HealthEngine {
         (engine, runner)
     }
 
-    /// Makes exactly these the checks, one for each service and backend. A check that stays
+    /// Makes exactly these the checks, one for each id. A check that stays
     /// keeps its state, also where its options change; a new one starts as its `start` says
     /// and reports no transition for that.
     pub fn apply(&self, specs: Vec<CheckSpec>) {
@@ -164,6 +192,18 @@ impl HealthEngine {
     pub fn reports(&self) -> Vec<Report> {
         let shown = stack::lock(&self.shown);
         shown.reports.values().cloned().collect()
+    }
+
+    /// The report on one backend.
+    #[must_use]
+    pub fn report(&self, id: BackendId) -> Option<Report> {
+        stack::lock(&self.shown).reports.get(&id).cloned()
+    }
+
+    /// The times that good answers took since the last call, of checks that are to be measured.
+    #[must_use]
+    pub fn measured(&self) -> Vec<(BackendId, Duration)> {
+        std::mem::take(&mut stack::lock(&self.shown).measured)
     }
 
     #[must_use]
@@ -211,34 +251,29 @@ impl Runner {
     }
 
     fn replace(&mut self, specs: Vec<CheckSpec>) {
-        let name = |s: &CheckSpec| (s.service.clone(), s.backend.clone());
-        let desired: HashSet<Name> = specs.iter().map(name).collect();
-        let gone: Vec<Name> = self
-            .ids
-            .keys()
-            .filter(|n| !desired.contains(*n))
-            .cloned()
-            .collect();
-        for name in gone {
-            self.remove(&name);
+        let desired: HashSet<BackendId> = specs.iter().map(|spec| spec.id).collect();
+        let all = self.ids.keys().copied();
+        let gone: Vec<BackendId> = all.filter(|id| !desired.contains(id)).collect();
+        for backend in gone {
+            self.remove(backend);
         }
         for spec in specs {
-            match self.ids.get(&name(&spec)).copied() {
+            match self.ids.get(&spec.id).copied() {
                 Some(id) => self.change(id, spec),
                 None => self.add(spec),
             }
         }
     }
 
-    fn remove(&mut self, name: &Name) {
-        let Some(id) = self.ids.remove(name) else {
+    fn remove(&mut self, backend: BackendId) {
+        let Some(id) = self.ids.remove(&backend) else {
             return;
         };
         if let Some(check) = self.checks.remove(&id) {
             self.timers.cancel(id, Some(check.due));
             check.stop();
         }
-        stack::lock(&self.shown).reports.remove(name);
+        stack::lock(&self.shown).reports.remove(&backend);
     }
 
     fn add(&mut self, spec: CheckSpec) {
@@ -250,6 +285,7 @@ impl Runner {
             weight: None,
             due,
             running: None,
+            follows: None,
         };
         self.show(&check, None);
         self.insert(check);
@@ -259,8 +295,7 @@ impl Runner {
     fn insert(&mut self, check: Check) {
         self.last_id += 1;
         let id = self.last_id;
-        let name = (check.spec.service.clone(), check.spec.backend.clone());
-        self.ids.insert(name, id);
+        self.ids.insert(check.spec.id, id);
         self.timers.set(id, check.due);
         self.checks.insert(id, check);
     }
@@ -275,7 +310,7 @@ impl Runner {
         self.timers.cancel(id, Some(check.due));
         // What is still being asked was asked in the old way.
         check.stop();
-        check.running = None;
+        (check.running, check.follows) = (None, None);
         check.checker.set_thresholds(spec.thresholds);
         let soon = now() + self.timers.part(spec.interval);
         check.due = soon.min(check.due);
@@ -291,7 +326,8 @@ impl Runner {
                 continue;
             };
             let spec = check.spec.clone();
-            let late = now.saturating_duration_since(check.due);
+            let was_due = check.due;
+            let late = now.saturating_duration_since(was_due);
             // By the plan and not by the clock, so that lateness does not add up; after a long
             // stall the plan starts anew.
             let wobble = self.timers.part(spec.jitter);
@@ -299,21 +335,32 @@ impl Runner {
             let planned = check.due + pause;
             check.due = if planned > now { planned } else { now + pause };
             self.timers.set(id, check.due);
-            let mut shown = stack::lock(&self.shown);
-            if check.running.is_some() {
-                shown.pace.skipped += 1;
-                continue;
+            if check.running.is_none() {
+                self.begin(id, late);
+            } else if spec.timeout <= spec.interval {
+                // The one before has used up all its time, and ends now.
+                check.follows = Some(was_due);
+            } else {
+                stack::lock(&self.shown).pace.skipped += 1;
             }
-            shown.pace.started += 1;
-            shown.pace.late += u64::from(late > spec.interval / 10);
-            shown.pace.worst = shown.pace.worst.max(late);
-            drop(shown);
-            let stack = self.stack.clone();
-            let probe = self
-                .probes
-                .spawn(async move { (id, ask(&stack, &spec).await) });
-            check.running = Some(probe);
         }
+    }
+
+    fn begin(&mut self, id: u64, late: Duration) {
+        let Some(check) = self.checks.get_mut(&id) else {
+            return;
+        };
+        let spec = check.spec.clone();
+        let mut shown = stack::lock(&self.shown);
+        shown.pace.started += 1;
+        shown.pace.late += u64::from(late > spec.interval / 10);
+        shown.pace.worst = shown.pace.worst.max(late);
+        drop(shown);
+        let stack = self.stack.clone();
+        let probe = self
+            .probes
+            .spawn(async move { (id, ask(&stack, &spec).await) });
+        check.running = Some(probe);
     }
 
     fn finished(&mut self, id: u64, result: Result<Answer, Failure>) {
@@ -321,6 +368,7 @@ impl Runner {
             return;
         };
         check.running = None;
+        let follows = check.follows.take();
         let good = result.is_ok();
         let changed = check.checker.record(good).is_some();
         let (answer, took, weight) = match result {
@@ -331,11 +379,14 @@ impl Runner {
         if other_weight {
             check.weight = weight;
         }
-        let check = &self.checks[&id];
+        let Some(check) = self.checks.get(&id) else {
+            return;
+        };
         let up = check.checker.is_up();
         if changed || (other_weight && up) {
             // Nobody may listen any more while the program ends.
             let _ = self.transitions.send(Transition {
+                id: check.spec.id,
                 service: check.spec.service.clone(),
                 backend: check.spec.backend.clone(),
                 up,
@@ -346,29 +397,44 @@ impl Runner {
             });
         }
         self.show(check, Some((answer, took, good)));
+        if let Some(due) = follows {
+            self.begin(id, now().saturating_duration_since(due));
+        }
     }
 
     fn show(&self, check: &Check, result: Option<(String, Duration, bool)>) {
         let spec = &check.spec;
-        let name = (spec.service.clone(), spec.backend.clone());
         let mut shown = stack::lock(&self.shown);
-        let report = shown.reports.entry(name).or_insert_with(|| Report {
+        if let Some((_, took, true)) = result
+            && spec.measure
+            && shown.measured.len() < MEASURED
+        {
+            shown.measured.push((spec.id, took));
+        }
+        let report = shown.reports.entry(spec.id).or_insert_with(|| Report {
+            id: spec.id,
             service: spec.service.clone(),
             backend: spec.backend.clone(),
             check: spec.probe.name(),
             up: false,
             weight: None,
             answer: String::new(),
+            failure: String::new(),
             took: Duration::ZERO,
             checks: 0,
             failures: 0,
         });
+        report.backend = spec.backend.clone();
         report.check = spec.probe.name();
         report.up = check.checker.is_up();
         report.weight = check.weight;
         if let Some((answer, took, good)) = result {
+            if good {
+                report.took = took;
+            } else {
+                report.failure.clone_from(&answer);
+            }
             report.answer = answer;
-            report.took = took;
             report.checks += 1;
             report.failures += u64::from(!good);
         }

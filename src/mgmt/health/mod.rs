@@ -23,7 +23,7 @@ pub use hyper::http::uri::PathAndQuery;
 
 pub use checker::{Checker, Start, Thresholds};
 pub use engine::{CheckSpec, HealthEngine, Pace, Report, Runner, Transition};
-pub use plan::{PlanError, plan};
+pub use plan::{PlanError, plan, plan_service};
 pub use probe::{
     Answer, DnsProbe, Failure, HttpProbe, Probe, ScriptProbe, StatusSet, Tls, TlsError, TlsOptions,
     UdpProbe,

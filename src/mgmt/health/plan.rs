@@ -9,6 +9,7 @@ use super::probe::{
     DnsProbe, HttpProbe, Probe, ScriptProbe, StatusSet, Tls, TlsError, TlsOptions, UdpProbe,
 };
 use super::route::Route;
+use crate::lb::snapshot::BackendId;
 use crate::mgmt::config::{
     Backend, Check, Config, Health, HttpCheck, Listen, Method, Port, Service, StartState, Via,
 };
@@ -22,14 +23,14 @@ use std::sync::Arc;
 /// Why a service cannot be checked as configured.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
-    #[error("service {service}: health.{key} = `{value}` is no {kind}")]
+    #[error("service {service}: health.{key} = `{value}` is no {kind}; correct it")]
     Value {
         service: String,
         key: &'static str,
         value: String,
         kind: &'static str,
     },
-    #[error("service {service}: {why}")]
+    #[error("service {service}: {why}; correct it, or set tls_verify = false")]
     Tls { service: String, why: TlsError },
     #[error("service {service}: nothing leads to backend {backend}; add a route or a gateway")]
     NoRoute { service: String, backend: String },
@@ -46,37 +47,52 @@ pub enum PlanError {
     },
 }
 
-/// The checks of all services that have any, one for each backend.
-pub fn plan(config: &Config) -> Result<Vec<CheckSpec>, PlanError> {
+/// The checks of all services that have any, one for each backend; `id` names a backend.
+pub fn plan(
+    config: &Config,
+    mut id: impl FnMut(&Service, &Backend) -> BackendId,
+) -> Result<Vec<CheckSpec>, PlanError> {
     let mut specs = Vec::new();
     for service in &config.services {
-        let Some(health) = &service.health else {
-            continue;
-        };
-        let name: Arc<str> = service.name.as_str().into();
-        let probe = probe(service, &health.check)?;
-        for backend in &service.backends {
-            specs.push(CheckSpec {
-                service: name.clone(),
-                backend: backend.name.as_str().into(),
-                probe: probe.clone(),
-                route: route(config, service, health, backend)?,
-                interval: health.interval,
-                timeout: health.timeout,
-                // The share of the interval to either side.
-                jitter: health.interval * (2 * u32::from(health.jitter)) / 100,
-                thresholds: Thresholds {
-                    rise: health.rise,
-                    fall: health.fall,
-                },
-                start: match health.start {
-                    StartState::Up => Start::Up,
-                    StartState::Down => Start::Down,
-                },
-            });
-        }
+        specs.extend(plan_service(config, service, &mut id)?);
     }
     Ok(specs)
+}
+
+/// The checks of one service.
+pub fn plan_service(
+    config: &Config,
+    service: &Service,
+    mut id: impl FnMut(&Service, &Backend) -> BackendId,
+) -> Result<Vec<CheckSpec>, PlanError> {
+    let Some(health) = &service.health else {
+        return Ok(Vec::new());
+    };
+    let name: Arc<str> = service.name.as_str().into();
+    let probe = probe(service, &health.check)?;
+    let spec = |backend: &Backend| {
+        Ok(CheckSpec {
+            id: id(service, backend),
+            service: name.clone(),
+            backend: backend.name.as_str().into(),
+            probe: probe.clone(),
+            route: route(config, service, health, backend)?,
+            interval: health.interval,
+            timeout: health.timeout,
+            // The share of the interval to either side.
+            jitter: health.interval * (2 * u32::from(health.jitter)) / 100,
+            thresholds: Thresholds {
+                rise: health.rise,
+                fall: health.fall,
+            },
+            start: match health.start {
+                StartState::Up => Start::Up,
+                StartState::Down => Start::Down,
+            },
+            measure: service.feedback.is_some(),
+        })
+    };
+    service.backends.iter().map(spec).collect()
 }
 
 fn probe(service: &Service, check: &Check) -> Result<Probe, PlanError> {
@@ -307,7 +323,7 @@ mod tests {
     }
 
     fn only(config: &Config) -> CheckSpec {
-        let specs = plan(config).unwrap();
+        let specs = plan(config, |_, _| BackendId(7)).unwrap();
         assert_eq!(specs.len(), 1);
         specs[0].clone()
     }
@@ -367,13 +383,13 @@ mod tests {
     fn what_is_missing_is_said() {
         let mut config = config("direct-routing", Check::Tcp, Via::DataPath);
         config.ports[1].check_addresses.clear();
-        let error = plan(&config).unwrap_err().to_string();
+        let error = plan(&config, |_, _| BackendId(7)).unwrap_err().to_string();
         assert_eq!(
             error,
             "service web: port lan has no IPv4 check_address to check backend b1 from; add one"
         );
         config.services[0].backends[0].address = ip("2001:db8::9");
-        let error = plan(&config).unwrap_err().to_string();
+        let error = plan(&config, |_, _| BackendId(7)).unwrap_err().to_string();
         assert!(error.contains("nothing leads to backend b1"), "{error}");
     }
 
@@ -389,7 +405,9 @@ mod tests {
                 body: None,
             };
             change(&mut check);
-            plan(&config("nat", Check::Http(check), Via::Direct))
+            plan(&config("nat", Check::Http(check), Via::Direct), |_, _| {
+                BackendId(7)
+            })
         };
         let Probe::Http(probe) = &http(|_| {}).unwrap()[0].probe else {
             panic!("not HTTP");
@@ -402,13 +420,16 @@ mod tests {
         let bad = |change| http(change).unwrap_err().to_string();
         assert_eq!(
             bad(|c| c.method = "G T".into()),
-            "service web: health.method = `G T` is no HTTP method"
+            "service web: health.method = `G T` is no HTTP method; correct it"
         );
         assert!(bad(|c| c.path = "http://other/".into()).contains("health.path"));
         assert!(bad(|c| c.host = Some("a\nb".into())).contains("health.host"));
         let dns = |query: &str, record: &str| {
             let (query, record) = (query.into(), record.into());
-            plan(&config("nat", Check::Dns { query, record }, Via::Direct))
+            plan(
+                &config("nat", Check::Dns { query, record }, Via::Direct),
+                |_, _| BackendId(7),
+            )
         };
         let Probe::Dns(probe) = &dns("www.example", "aaaa").unwrap()[0].probe else {
             panic!("not DNS");

@@ -115,6 +115,11 @@ impl Arms {
         format!("{}2", self.prefix(family))
     }
 
+    /// Where evenkeel's health checks on that switch come from.
+    pub fn check_address(self) -> String {
+        format!("{}3", self.prefix(Family::V4))
+    }
+
     /// The backends' own addresses, in the order of [`NAMES`].
     pub fn backends(self, family: Family) -> [String; 3] {
         [11, 12, 13].map(|last| format!("{}{last}", self.prefix(family)))

@@ -28,6 +28,8 @@ pub struct Service {
     pub weights: [u32; 3],
     /// `None`: the service's own.
     pub backend_port: Option<u16>,
+    /// Further keys of the service, in TOML's words.
+    pub options: Value,
 }
 
 /// A web service that others differ from by a field or two.
@@ -40,10 +42,18 @@ pub fn web(method: &'static str, scheduler: &'static str) -> Service {
         scheduler,
         weights: [1; 3],
         backend_port: None,
+        options: json!({}),
     }
 }
 
 impl Service {
+    pub fn name(&self) -> String {
+        format!(
+            "{}-{:?}-{}-{}",
+            self.method, self.family, self.protocol, self.port
+        )
+    }
+
     /// Where clients ask: the VIP and the port.
     pub fn address(&self) -> String {
         with_port(&self.family.vip(self.method), self.port)
@@ -61,13 +71,17 @@ impl Service {
             .into_iter()
             .zip(lab.arms.backends(self.family))
             .zip(self.weights);
-        json!({
-            "name": format!("{}-{:?}-{}-{}", self.method, self.family, self.protocol, self.port),
+        let mut service = json!({
+            "name": self.name(),
             "listen": [format!("{}:{}", self.protocol, self.address())],
             "method": self.method,
             "scheduler": self.scheduler,
             "backend": backends.map(backend).collect::<Vec<_>>(),
-        })
+        });
+        if let (Value::Object(service), Value::Object(options)) = (&mut service, &self.options) {
+            service.extend(options.clone());
+        }
+        service
     }
 }
 
@@ -80,6 +94,7 @@ pub fn configuration(lab: &Lab, workers: usize, services: &[Service]) -> String 
             "device": format!("net_tap{device},iface={tap}"),
             "mtu": MTU,
             "addresses": FAMILIES.map(own),
+            "check_address": arms.check_address(),
         })
     };
     let mut first = port(Arms::One, 0, TAP);
@@ -129,6 +144,18 @@ impl Evenkeel {
             process,
             socket: lab.folder().join("evenkeel.sock"),
         }
+    }
+
+    /// Writes another configuration and has it taken.
+    pub fn reload(&self, lab: &Lab, workers: usize, services: &[Service]) {
+        let file = lab.folder().join("evenkeel.toml");
+        fs::write(&file, configuration(lab, workers, services)).expect("the configuration");
+        let (file, socket) = (
+            file.to_str().expect("a path in UTF-8"),
+            self.socket.to_str().expect("a path in UTF-8"),
+        );
+        let arguments = ["reload", "--config", file, "--socket", socket];
+        process::check(lab.balancer.command(PROGRAM).args(arguments));
     }
 
     /// `evenkeel status --json`.

@@ -12,9 +12,12 @@ use crate::mgmt::config::*;
 /// operator fills in gets addresses around those of the tests.
 fn read_back(source: &str, import: &Import) -> Config {
     let toml = write::to_toml(source, import);
-    let addresses =
-        "addresses = [\"192.0.2.2/24\", \"10.0.0.2/8\", \"2001:db8::2/32\"]\nmtu = 9000";
-    let toml = toml.replace("addresses = []", addresses);
+    let addresses = [
+        "addresses = [\"192.0.2.2/24\", \"10.0.0.2/8\", \"2001:db8::2/32\"]",
+        "check_address = [\"192.0.2.3\", \"2001:db8::3\"]",
+        "mtu = 9000",
+    ];
+    let toml = toml.replace("addresses = []", &addresses.join("\n"));
     parse_whole(&toml).unwrap_or_else(|faults| panic!("{faults}\nin:\n{toml}"))
 }
 

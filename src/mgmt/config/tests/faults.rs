@@ -372,6 +372,10 @@ fn service_cases() -> Vec<Case> {
             service("health = §{ type = \"ping\" }").replace(".80:80\"", ".0/24:80\""),
             "the service has no single address to check; add address to health",
         ),
+        now(
+            service("health = §{ type = \"tcp\" }"),
+            "service web: port wan has no IPv4 check_address to check backend a from; add one",
+        ),
         whole(
             service("health = { type = \"tcp\", interval = \"1s\", timeout = §\"2s\" }"),
             "a check that may take 2s does not end within the interval of 1s; set timeout to the interval or less",

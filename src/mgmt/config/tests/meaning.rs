@@ -105,7 +105,7 @@ fn a_narrower_listen_may_lie_within_a_wider_one() {
 #[test]
 fn timeouts_and_health_are_read() {
     let config = with_service(
-        "listen = \"tcp:198.51.100.1:80\"\nmethod = \"dr\"\nscheduler = \"wlc\"\ntimeouts = { established = \"15m\", udp = \"65535s\" }\nhealth = { type = \"https\", path = \"/ok\", status = [\"200-204\", \"301\"], tls_verify = false }\nfeedback = \"hash-too\"",
+        "listen = \"tcp:198.51.100.1:80\"\nmethod = \"dr\"\nscheduler = \"wlc\"\ntimeouts = { established = \"15m\", udp = \"65535s\" }\nhealth = { type = \"https\", path = \"/ok\", status = [\"200-204\", \"301\"], via = \"direct\", tls_verify = false }\nfeedback = \"hash-too\"",
     );
     let service = &config.services[0];
     assert_eq!(service.timeouts.established, Duration::from_secs(900));

@@ -119,6 +119,50 @@ async fn a_check_that_outlasts_its_interval_is_not_asked_twice_at_a_time() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_fault_is_found_in_time_where_the_timeout_is_the_whole_interval() {
+    for jitter in [Duration::ZERO, Duration::from_millis(400)] {
+        let mut world = World::new();
+        let mut checks = add(&world, 1);
+        checks[0].timeout = checks[0].interval;
+        checks[0].jitter = jitter;
+        world.engine.apply(checks.clone());
+        // Silent from right after a good check: the worst moment.
+        while world.engine.reports().first().is_none_or(|r| r.checks == 0) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        world.change("10.0.0.0", |b| b.addresses.clear());
+        let since = tokio::time::Instant::now();
+        let down = world.next(Duration::from_secs(60)).await.expect("found");
+        let spec = &checks[0];
+        let wobble = jitter / 2 * spec.thresholds.fall;
+        let allowed = spec.interval * spec.thresholds.fall + spec.timeout + wobble;
+        let took = since.elapsed();
+        assert!(!down.up && took <= allowed, "{took:?} of {allowed:?}");
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let pace = world.engine.pace();
+        assert_eq!(pace.skipped, 0, "{pace:?}");
+        assert!(pace.started >= 33, "{pace:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn good_answers_are_measured_where_somebody_wants_to_know() {
+    let world = World::new();
+    let mut checks = add(&world, 3);
+    checks[1].measure = true;
+    checks[2].measure = true;
+    world.change("10.0.0.2", |b| b.open_ports.clear());
+    world.engine.apply(checks.clone());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let measured = world.engine.measured();
+    let ids: Vec<_> = measured.iter().map(|(id, _)| *id).collect();
+    assert_eq!(ids, [checks[1].id]);
+    assert_eq!(world.engine.measured(), []);
+    let refused = world.engine.report(checks[2].id).expect("a report");
+    assert_eq!(refused.failure, "connection refused");
+}
+
+#[tokio::test(start_paused = true)]
 async fn jitter_moves_checks_and_keeps_their_mean() {
     let world = World::new();
     let mut checks = add(&world, 50);

@@ -1,6 +1,7 @@
 //! Backends that answer SYN, UDP and ping, and the wire between them and the engine.
 
 use super::super::*;
+use crate::lb::snapshot::BackendId;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::*;
 use std::collections::{HashMap, HashSet};
@@ -87,6 +88,7 @@ impl World {
 /// A check with the usual numbers: every 2 s, 1 s timeout, fall 3, rise 2.
 pub fn spec(backend: &str, probe: Probe, route: Route) -> CheckSpec {
     CheckSpec {
+        id: id(backend),
         service: "web".into(),
         backend: backend.into(),
         probe,
@@ -96,7 +98,14 @@ pub fn spec(backend: &str, probe: Probe, route: Route) -> CheckSpec {
         jitter: Duration::ZERO,
         thresholds: Thresholds { rise: 2, fall: 3 },
         start: Start::Up,
+        measure: false,
     }
+}
+
+/// One for each name.
+pub fn id(backend: &str) -> BackendId {
+    let bytes = backend.bytes().map(u32::from);
+    BackendId(bytes.fold(0, |id, byte| id.wrapping_mul(257).wrapping_add(byte)))
 }
 
 impl Backend {
