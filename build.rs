@@ -14,7 +14,7 @@ const VARIABLES: &str = "EK_.*|RTE_MAX_(ETHPORTS|LCORE)|RTE_PKTMBUF_HEADROOM";
 /// Functions that src/port calls; the `static inline` ones get a wrapper.
 const FUNCTIONS: &[&str] = &[
     "rte_eal_(cleanup|get_runtime_dir|has_hugepages|remote_launch|wait_lcore)",
-    "rte_(strerror|get_main_lcore|lcore_id|eal_get_lcore_state|get_tsc_hz|openlog_stream)",
+    "rte_(version|strerror|get_main_lcore|lcore_id|eal_get_lcore_state|get_tsc_hz|openlog_stream)",
     "rte_log_(cur_msg_loglevel|set_global_level|set_level_pattern)",
     "rte_pktmbuf_(pool_create|alloc|alloc_bulk|free|free_bulk)",
     "rte_mempool_(free|avail_count|in_use_count)",
@@ -22,7 +22,7 @@ const FUNCTIONS: &[&str] = &[
     "rte_dev_(probe|remove)",
     "rte_eth_(rx|tx)_burst",
     "rte_eth_(rx|tx)_queue_setup",
-    "rte_eth_dev_(configure|start|stop|close|reset|info_get|socket_id|set_mtu)",
+    "rte_eth_dev_(configure|start|stop|close|reset|info_get|socket_id|get_mtu|set_mtu)",
     "rte_eth_dev_(get_name_by_port|is_valid_port|adjust_nb_rx_tx_desc)",
     "rte_eth_dev_(rss_hash_(conf_get|update)|rss_reta_query|rss_reta_update)",
     "rte_eth_dev_callback_(register|unregister)",

@@ -25,6 +25,13 @@ pub enum Message {
     Quiesce,
     /// Come to an end; comes back first.
     Stop,
+    /// Use these queues of the port from now on, or none: it is to be reset. Comes back with those
+    /// that were in use.
+    Queues {
+        port: usize,
+        rx: Option<RxQueue>,
+        tx: Option<TxQueue>,
+    },
     /// Copy connections into the vector, as far as its capacity goes.
     List(Box<crate::lb::listing::Request>),
 }
@@ -43,8 +50,8 @@ pub enum Idle {
 
 /// A worker's queues of one port.
 pub struct WorkerPort {
-    /// None where the port has fewer queues than there are workers: other workers receive, and
-    /// hand over what belongs here.
+    /// None where the port has fewer queues than there are workers (other workers receive, and
+    /// hand over what belongs here), and while the port is being reset.
     pub rx: Option<RxQueue>,
     pub tx: TxBuffer,
 }
@@ -124,7 +131,7 @@ pub struct Worker {
 
 /// What a worker leaves behind: the queues, to stop the ports with.
 pub struct Remains {
-    pub ports: Vec<(Option<RxQueue>, TxQueue)>,
+    pub ports: Vec<(Option<RxQueue>, Option<TxQueue>)>,
 }
 
 impl Worker {
@@ -341,6 +348,12 @@ impl Worker {
                 std::mem::swap(snapshot, &mut self.snapshot);
                 self.counters.swaps.add(1);
                 self.counters.generation.set(self.snapshot.generation);
+            }
+            Message::Queues { port, rx, tx } => {
+                if let Some(port) = self.ports.get_mut(*port) {
+                    std::mem::swap(rx, &mut port.rx);
+                    port.tx.swap_queue(tx);
+                }
             }
             Message::Quiesce => self.receiving = false,
             Message::Stop => self.running = false,

@@ -109,4 +109,8 @@ fn version_is_the_packages() {
     let output = evenkeel(&["version", "--json"]);
     let version: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(version["evenkeel"], env!("CARGO_PKG_VERSION"));
+    let dpdk = version["dpdk"].as_str().unwrap();
+    let year: u32 = dpdk.split('.').next().unwrap().parse().unwrap();
+    assert!(year >= 22, "{dpdk}");
+    assert!(text(&evenkeel(&["version"]).stdout).ends_with(&format!("DPDK {dpdk}\n")));
 }

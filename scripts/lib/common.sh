@@ -19,7 +19,7 @@ need_cargo() {
     PATH=$(invoker_home)/.cargo/bin:$PATH
     export PATH
   fi
-  have cargo || die "cargo is not there: install Rust 1.85 or newer with rustup, then run this again"
+  have cargo || die "cargo is not there: install Rust 1.90 or newer with rustup, then run this again"
 }
 
 invoker_home() { getent passwd "${SUDO_USER:-$(id -un)}" | cut -d: -f6; }

@@ -105,7 +105,7 @@ reasons! {
         HandoffFull = "handoff_full",
         /// Management's ring for passed packets was full, or its rate limit was reached.
         PuntFull = "punt_full",
-        /// The transmit queue stayed full.
+        /// The transmit queue stayed full, or the port was being reset.
         TxFull = "tx_full",
         /// No memory buffer was free.
         NoBuffer = "no_buffer",

@@ -16,9 +16,9 @@ use tokio::time::MissedTickBehavior;
 use crate::lb::counters::{Counter, DropReason};
 use crate::lb::listing;
 use crate::lb::parse::{Parsed, parse};
-use crate::lb::snapshot::Snapshot;
+use crate::lb::snapshot::{BackendState, Snapshot};
 use crate::port::clock::Tsc;
-use crate::port::{EalError, Mbuf, Mempool, Port, PortInfo, Started};
+use crate::port::{EalError, Mbuf, Mempool};
 use crate::worker::{Clock, Message, RESOLVE};
 
 use super::api::{self, ConnectionFilter, Connections, Request};
@@ -30,6 +30,7 @@ use super::health::{Outgoing, Transition};
 use super::hooks::{self, Hooks};
 use super::load::Load;
 use super::net::{self, NetEvent, NetState, Output};
+use super::ports::{Change, Ports};
 use super::start::Machine;
 use super::status::Source;
 use super::workers::WorkerLink;
@@ -57,11 +58,10 @@ pub struct Appliance {
     pub workers: Vec<WorkerLink>,
     pub current: Arc<Snapshot>,
     pub clock: Clock,
-    ports: Vec<(Port<Started>, PortInfo)>,
+    ports: Ports,
     started: Instant,
     notes: Vec<String>,
     listings: VecDeque<Listing>,
-    link_up: Vec<bool>,
     pool: Mempool,
     /// Something that snapshots are made of has changed.
     stale: bool,
@@ -130,8 +130,7 @@ impl Appliance {
             workers: machine.workers,
             current,
             clock: machine.clock,
-            link_up: vec![true; machine.ports.len()],
-            ports: machine.ports,
+            ports: Ports::new(machine.ports, machine.pool.clone()),
             pool: machine.pool,
             stale: true,
             next_slow_look: Instant::now(),
@@ -188,19 +187,22 @@ impl Appliance {
         let mut out = Output::default();
         for worker in 0..self.workers.len() {
             let mut lists = Vec::new();
-            self.workers[worker].collect(|done| {
-                if let Message::List(request) = done {
-                    lists.push(request);
-                }
+            self.workers[worker].collect(|done| match done {
+                Message::List(request) => lists.push(request),
+                Message::Queues { port, rx, tx } => self.ports.returned(port, rx, tx),
+                Message::Swap(_) | Message::Quiesce | Message::Stop => {}
             });
             lists.iter().for_each(|request| self.list(request));
             self.take_passed(worker, now, &mut out);
             self.take_checks(worker, now, &mut out);
         }
         self.net.poll(now, &mut out);
-        if now >= self.next_slow_look {
-            self.next_slow_look = now + SLOW_LOOK;
+        let is_due = now >= self.next_slow_look;
+        if is_due || self.ports.is_resetting() {
             self.look_at_ports(now, &mut out);
+        }
+        if is_due {
+            self.next_slow_look = now + SLOW_LOOK;
             self.stale |= self.desired.look_at_drains(now);
             self.collect_removed();
             self.load.responded(self.checks.engine().measured(), now);
@@ -336,24 +338,23 @@ impl Appliance {
         }
     }
 
+    pub fn ports(&self) -> &Ports {
+        &self.ports
+    }
+
     fn port_index(&self, id: u16) -> u16 {
-        let position = self.ports.iter().position(|(port, _)| port.id() == id);
-        position.unwrap_or(0) as u16
+        self.ports.index_of(id).unwrap_or(0) as u16
     }
 
     fn look_at_ports(&mut self, now: Instant, out: &mut Output) {
-        for (index, (port, _)) in self.ports.iter().enumerate() {
-            let up = port.link().up;
-            if up == self.link_up[index] {
-                continue;
+        for (index, change) in self.ports.look(now, &mut self.workers) {
+            if let Change::Reset { mac } = change {
+                self.desired.set_port_mac(index, mac);
+                let ports = net_ports(&self.desired.config, self.desired.ports());
+                self.net.set_ports(ports, now, out);
+                self.stale = true;
             }
-            self.link_up[index] = up;
-            if up {
-                tracing::info!("port {}: link up", port.name());
-                self.net.link_up(index as u16, now, out);
-            } else {
-                tracing::warn!("port {}: link down", port.name());
-            }
+            self.net.link_up(index as u16, now, out);
         }
     }
 
@@ -586,6 +587,8 @@ impl Appliance {
     pub fn shut_down(mut self) -> Result<Balance, EalError> {
         /// All of it takes less than a second.
         const PATIENCE: Duration = Duration::from_millis(400);
+        let mut queues: Vec<(Vec<_>, Vec<_>)> = Vec::new();
+        queues.resize_with(self.desired.ports().len(), Default::default);
         for message in [|| Message::Quiesce, || Message::Stop] {
             self.workers
                 .iter_mut()
@@ -593,21 +596,24 @@ impl Appliance {
             let deadline = Instant::now() + PATIENCE;
             while !self.workers.iter().all(WorkerLink::is_quiet) && Instant::now() < deadline {
                 for worker in &mut self.workers {
-                    worker.collect(|_done| {});
+                    worker.collect(|done| {
+                        if let Message::Queues { port, rx, tx } = done {
+                            queues[port].0.extend(rx);
+                            queues[port].1.extend(tx);
+                        }
+                    });
                     while worker.passed.pop().is_some() {}
                     while worker.checks.pop().is_some() {}
                 }
                 std::thread::sleep(Duration::from_micros(200));
             }
         }
-        let mut queues: Vec<(Vec<_>, Vec<_>)> =
-            self.ports.iter().map(|_| Default::default()).collect();
         let mut balance_of = Vec::new();
         for worker in self.workers {
             if let Ok(remains) = worker.remains.recv_timeout(PATIENCE) {
                 for ((rx, tx), queues) in remains.ports.into_iter().zip(&mut queues) {
                     queues.0.extend(rx);
-                    queues.1.push(tx);
+                    queues.1.extend(tx);
                 }
             }
             balance_of.push(Arc::clone(&worker.counters));
@@ -615,12 +621,7 @@ impl Appliance {
                 tracing::error!("worker on core {}: {error}", worker.core);
             }
         }
-        for ((port, _), (rx, tx)) in self.ports.into_iter().zip(queues) {
-            let name = port.name().to_owned();
-            if let Err(error) = port.stop(rx, tx) {
-                tracing::warn!("port {name}: {error}");
-            }
-        }
+        self.ports.stop(queues);
         let balance = sum(&balance_of);
         drop(self.pool);
         self.eal.cleanup()?;

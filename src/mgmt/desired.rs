@@ -180,6 +180,11 @@ impl Desired {
         }
     }
 
+    /// The port has another MAC address since it was reset.
+    pub fn set_port_mac(&mut self, port: usize, mac: [u8; 6]) {
+        self.ports[port].mac = mac;
+    }
+
     /// Takes a new configuration; backends that it no longer has become removed ones.
     pub fn replace(&mut self, config: Config, current: &Snapshot) {
         self.config = config;

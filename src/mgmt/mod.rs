@@ -12,6 +12,7 @@ pub mod health;
 pub mod hooks;
 pub mod load;
 pub mod net;
+pub mod ports;
 pub mod quorum;
 pub mod start;
 pub mod status;

@@ -16,13 +16,14 @@ use crate::lb::shard::{Shard, ShardSize};
 use crate::lb::snapshot::Snapshot;
 use crate::port::ring::{self, Consumer, Producer, RingError, SharedProducer};
 use crate::port::{
-    Eal, EalError, EalOptions, Huge, LaunchError, Mempool, MempoolError, Port, PortError, PortInfo,
-    RxQueue, Started, Stopped, TxBuffer, TxQueue,
+    Eal, EalError, EalOptions, Huge, LaunchError, Mempool, MempoolError, Port, PortError, RxQueue,
+    Stopped, TxBuffer, TxQueue,
 };
 use crate::worker::{Clock, Idle, Rings, Worker, WorkerPort};
 
 use super::config::{self, Config};
 use super::desired::{MAX_BACKENDS, MAX_SERVICES, PortFacts, RETA};
+use super::ports::Running;
 use super::workers::{COMMANDS, CommandTotals, WorkerLink};
 
 /// Packets a worker receives at once, and sends at once.
@@ -67,7 +68,7 @@ pub enum StartError {
 /// Everything that runs, in the order in which it must come down.
 pub struct Machine {
     pub workers: Vec<WorkerLink>,
-    pub ports: Vec<(Port<Started>, PortInfo)>,
+    pub ports: Vec<Running>,
     pub pool: Mempool,
     pub clock: Clock,
     pub eal: Eal,
@@ -77,16 +78,16 @@ pub struct Machine {
 pub struct Ready {
     pub eal: Eal,
     pub pool: Mempool,
-    pub ports: Vec<(Port<Started>, PortInfo)>,
+    pub ports: Vec<Running>,
     queues: Vec<Vec<(Option<RxQueue>, TxQueue)>>,
 }
 
 impl Ready {
     pub fn facts(&self, config: &Config) -> Vec<PortFacts> {
         let ports = self.ports.iter().zip(&config.ports);
-        let fact = |((port, _), config): (&(Port<Started>, PortInfo), &config::Port)| PortFacts {
+        let fact = |(running, config): (&Running, &config::Port)| PortFacts {
             name: config.name.clone(),
-            mac: port.mac(),
+            mac: running.port.mac(),
             mtu: config.mtu,
         };
         ports.map(fact).collect()
@@ -100,21 +101,20 @@ pub fn prepare(config: &Config) -> Result<Ready, StartError> {
     let eal = Eal::init(&eal_options(config, buffers))?;
     match eal.no_huge_pages_reason() {
         None => tracing::info!("DPDK's memory is on huge pages"),
-        Some(reason) => tracing::warn!(
-            "no huge pages, which costs speed (more TLB misses): {reason}; reserve some with: \
-             sysctl vm.nr_hugepages=512"
-        ),
+        Some(reason) => {
+            tracing::warn!("no huge pages, which costs speed (more TLB misses): {reason}")
+        }
     }
     let pool = Mempool::new("packets", buffers, config.workers.buffer_size, 256, -1)?;
     let mut ports = Vec::new();
     let mut queues: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
     for port in &config.ports {
-        let (started, info, rx, tx) = start_port(port, workers, &pool)?;
+        let (running, rx, tx) = start_port(port, workers, &pool)?;
         let mut rx = rx.into_iter();
         for (worker, tx) in queues.iter_mut().zip(tx) {
             worker.push((rx.next(), tx));
         }
-        ports.push((started, info));
+        ports.push(running);
     }
     Ok(Ready {
         eal,
@@ -162,7 +162,7 @@ fn packet_buffers(config: &Config) -> u32 {
     config.workers.buffers.unwrap_or(needed as u32)
 }
 
-type StartedPort = (Port<Started>, PortInfo, Vec<RxQueue>, Vec<TxQueue>);
+type StartedPort = (Running, Vec<RxQueue>, Vec<TxQueue>);
 
 fn start_port(
     config: &config::Port,
@@ -182,10 +182,13 @@ fn start_port(
     let settings = crate::port::PortConfig {
         rx_queues,
         tx_queues: workers as u16,
-        descriptors: config.rx_descriptors,
+        rx_descriptors: config.rx_descriptors,
+        tx_descriptors: config.tx_descriptors,
+        mtu: Some(config.mtu),
         ..crate::port::PortConfig::default()
     };
-    let (port, rx, tx) = port.start(&settings, std::slice::from_ref(pool))?;
+    let started = port.start(&settings, std::slice::from_ref(pool));
+    let (port, rx, tx) = started.map_err(|failed| failed.error)?;
     tracing::info!(
         "port {}: {} ({}), MAC {}, {} rx and {} tx queues{}",
         config.name,
@@ -200,7 +203,12 @@ fn start_port(
             ""
         },
     );
-    Ok((port, info, rx, tx))
+    let running = Running {
+        port,
+        info,
+        settings,
+    };
+    Ok((running, rx, tx))
 }
 
 fn mac_text(mac: &[u8; 6]) -> String {

@@ -9,7 +9,7 @@ use crate::lb::counters::{Counter, DropReason};
 use crate::lb::flow::protocol;
 use crate::lb::listing::Listed;
 use crate::lb::snapshot::{self, BackendId};
-use crate::port::{Port, PortInfo, Started};
+use crate::port::{Link, PortInfo, PortStats};
 
 use super::api::{
     BackendState, BackendStatus, CheckStatus, ConnectionFilter, ConnectionStatus, PortStatus,
@@ -22,6 +22,7 @@ use super::desired::{Desired, SORRY};
 use super::feedback;
 use super::health::Report;
 use super::load::Load;
+use super::ports::Ports;
 use super::workers::WorkerLink;
 
 /// What a status is made of.
@@ -31,7 +32,7 @@ pub struct Source<'a> {
     pub load: &'a Load,
     pub snapshot: &'a snapshot::Snapshot,
     pub workers: &'a [WorkerLink],
-    pub ports: &'a [(Port<Started>, PortInfo)],
+    pub ports: &'a Ports,
     pub uptime: Duration,
     pub notes: &'a [String],
 }
@@ -44,7 +45,7 @@ impl Source<'_> {
             uptime_seconds: self.uptime.as_secs(),
             generation: self.snapshot.generation,
             services: config.services.iter().map(|s| self.service(s)).collect(),
-            ports: self.ports.iter().zip(&config.ports).map(port).collect(),
+            ports: self.ports.observe().zip(&config.ports).map(port).collect(),
             workers: self.workers.iter().enumerate().map(worker).collect(),
             drops: drops(self.workers)
                 .into_iter()
@@ -52,7 +53,12 @@ impl Source<'_> {
                 .map(reason)
                 .collect(),
             passed: self.passed(),
-            notes: self.notes.to_vec(),
+            notes: self
+                .notes
+                .iter()
+                .cloned()
+                .chain(self.ports.notes())
+                .collect(),
         }
     }
 
@@ -317,13 +323,14 @@ fn flags(service: &config::Service) -> Vec<String> {
     flags
 }
 
-fn port(((port, info), config): (&(Port<Started>, PortInfo), &config::Port)) -> PortStatus {
-    let (link, stats) = (port.link(), port.stats());
+fn port(
+    ((info, link, stats), config): ((&PortInfo, Link, PortStats), &config::Port),
+) -> PortStatus {
     PortStatus {
         name: config.name.clone(),
         device: config.device.clone(),
         driver: info.driver.clone(),
-        mac: config::Mac(port.mac()).to_string(),
+        mac: config::Mac(info.mac).to_string(),
         link_up: link.up,
         speed: (link.speed_mbps != 0).then_some(link.speed_mbps),
         mtu: config.mtu,

@@ -339,6 +339,14 @@ fn remove_runtime_dir(path: Option<PathBuf>) {
     }
 }
 
+/// The DPDK that the program runs with, such as `DPDK 22.11.3`. Needs no EAL.
+pub fn version() -> String {
+    // SAFETY: returns a pointer to a static C string.
+    unsafe { std::ffi::CStr::from_ptr(sys::rte_version()) }
+        .to_string_lossy()
+        .into_owned()
+}
+
 /// What the last failed DPDK call on this thread left in `rte_errno`.
 pub(super) fn errno() -> i32 {
     // SAFETY: reads a per-thread variable.

@@ -18,6 +18,14 @@ pub struct Started {
     tx_queues: usize,
 }
 
+/// A port that did not start, stopped and fit to be tried again, and why.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct NotStarted {
+    pub port: Port<Stopped>,
+    pub error: PortError,
+}
+
 /// A started port and its queues, in order.
 pub type Running = (Port<Started>, Vec<RxQueue>, Vec<TxQueue>);
 
@@ -126,10 +134,13 @@ impl Port<Stopped> {
     }
 
     /// Configures queues and starts. `pools` is one pool for all receive
-    /// queues, or one for each. On an error the device is closed.
-    pub fn start(self, config: &PortConfig, pools: &[Mempool]) -> Result<Running, PortError> {
+    /// queues, or one for each.
+    pub fn start(self, config: &PortConfig, pools: &[Mempool]) -> Result<Running, NotStarted> {
+        if let Err(error) = start::start(&self.device, config, pools) {
+            self.device.stop();
+            return Err(NotStarted { port: self, error });
+        }
         let device = self.device;
-        start::start(&device, config, pools)?;
         let rx: Vec<_> = (0..config.rx_queues)
             .map(|queue| RxQueue::new(device.clone(), queue))
             .collect();
@@ -143,12 +154,18 @@ impl Port<Stopped> {
         Ok((Port { device, state }, rx, tx))
     }
 
-    /// Resets the device, as [`PortEvents::reset_needed`] asks for.
-    pub fn reset(&mut self) -> Result<(), PortError> {
+    /// Resets the device, as [`PortEvents::reset_needed`] asks for, and forgets its events until
+    /// then. False where the driver has no reset; stopping and starting is all there is then.
+    pub fn reset(&mut self) -> Result<bool, PortError> {
+        const ENOTSUP: i32 = 95;
         let mark = super::log::mark();
         // SAFETY: an open, stopped port.
         let rc = unsafe { sys::rte_eth_dev_reset(self.device.id()) };
-        self.device.check("reset", rc, mark)
+        self.device.take_events();
+        if rc == -ENOTSUP {
+            return Ok(false);
+        }
+        self.device.check("reset", rc, mark).map(|()| true)
     }
 }
 

@@ -14,6 +14,7 @@ mod device;
 mod eal;
 mod handle;
 mod hugepages;
+mod interface;
 mod lcore;
 mod log;
 mod mbuf;
@@ -25,8 +26,8 @@ mod sys;
 mod types;
 
 pub use batch::Batch;
-pub use eal::{Eal, EalError, EalOptions, Huge};
-pub use handle::{Port, Running, Started, Stopped};
+pub use eal::{Eal, EalError, EalOptions, Huge, version};
+pub use handle::{NotStarted, Port, Running, Started, Stopped};
 pub use lcore::{LaunchError, LcoreHandle};
 pub use mbuf::{Mbuf, RxChecksum};
 pub use mempool::{Mempool, MempoolError};

@@ -167,7 +167,8 @@ pub struct TxStats {
 /// the burst size, and whatever there is on [`TxBuffer::flush`]. Dropping it
 /// frees what was not flushed, uncounted.
 pub struct TxBuffer {
-    queue: TxQueue,
+    /// None while the port is being reset: then everything is dropped.
+    queue: Option<TxQueue>,
     waiting: Batch,
     burst: usize,
     stats: TxStats,
@@ -178,7 +179,7 @@ impl TxBuffer {
     pub fn new(queue: TxQueue, burst: usize) -> Self {
         let burst = burst.clamp(1, Batch::CAPACITY);
         Self {
-            queue,
+            queue: Some(queue),
             waiting: Batch::new(),
             burst,
             stats: TxStats::default(),
@@ -203,10 +204,12 @@ impl TxBuffer {
         }
         let bytes = total(&self.waiting);
         let mut sent = 0;
-        for _ in 0..TRIES {
-            sent += self.queue.send(&mut self.waiting);
-            if self.waiting.is_empty() {
-                break;
+        if let Some(queue) = &mut self.queue {
+            for _ in 0..TRIES {
+                sent += queue.send(&mut self.waiting);
+                if self.waiting.is_empty() {
+                    break;
+                }
             }
         }
         let dropped_bytes = total(&self.waiting);
@@ -229,14 +232,14 @@ impl TxBuffer {
         self.stats
     }
 
-    /// DPDK's id of the port.
-    #[inline(always)]
-    pub fn port(&self) -> u16 {
-        self.queue.port()
+    /// Flushes, and changes the queue for another one, or for none. The counts go on.
+    pub fn swap_queue(&mut self, queue: &mut Option<TxQueue>) {
+        self.flush();
+        std::mem::swap(&mut self.queue, queue);
     }
 
-    /// Flushes, and gives the queue back, to stop the port.
-    pub fn into_queue(mut self) -> (TxQueue, TxStats) {
+    /// Flushes, and gives the queue back, if there is one, to stop the port.
+    pub fn into_queue(mut self) -> (Option<TxQueue>, TxStats) {
         self.flush();
         (self.queue, self.stats)
     }

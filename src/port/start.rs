@@ -3,7 +3,7 @@
 use super::device::Device;
 use super::mempool::Mempool;
 use super::types::{PortConfig, PortError, RssConfig, RssState};
-use super::{log, sys};
+use super::{interface, log, sys};
 
 /// Ethernet header, two VLAN tags and the frame check sequence.
 const FRAME_OVERHEAD: u32 = 14 + 2 * 4 + 4;
@@ -23,7 +23,7 @@ pub(super) fn start(
         .as_ref()
         .filter(|_| info.flow_type_rss_offloads != 0);
     configure(device, config, rss, &info)?;
-    set_mtu(device, config)?;
+    set_mtu(device, config, &info)?;
     queues(device, config, pools)?;
     // From here the driver may hold buffers, until the device is closed.
     device.running(pools);
@@ -81,6 +81,10 @@ fn check(
         let reason = format!("{mtu} is outside {} to {}", info.min_mtu, info.max_mtu);
         return refuse("mtu", reason);
     }
+    if mtu > most_mtu(info) && info.if_index == 0 {
+        let reason = format!("{mtu} is more than the device takes, {}", most_mtu(info));
+        return refuse("mtu", reason);
+    }
     let room = pools.iter().map(Mempool::data_room).min().unwrap_or(0);
     let frame = u32::from(mtu) + FRAME_OVERHEAD;
     if frame > u32::from(room) {
@@ -92,6 +96,19 @@ fn check(
     Ok(())
 }
 
+/// The largest MTU that DPDK lets the driver have, by the arithmetic of rte_ethdev.c: a driver may
+/// name the largest frame and no largest MTU.
+fn most_mtu(info: &sys::rte_eth_dev_info) -> u16 {
+    const ETHERNET: u32 = 14 + 4;
+    let (frame, mtu) = (info.max_rx_pktlen, u32::from(info.max_mtu));
+    let overhead = if info.max_mtu != u16::MAX && frame > mtu {
+        frame - mtu
+    } else {
+        ETHERNET
+    };
+    mtu.min(frame.saturating_sub(overhead)) as u16
+}
+
 fn configure(
     device: &Device,
     config: &PortConfig,
@@ -100,7 +117,7 @@ fn configure(
 ) -> Result<(), PortError> {
     let mut conf = sys::rte_eth_conf::default();
     if let Some(mtu) = config.mtu {
-        conf.rxmode.mtu = mtu.into();
+        conf.rxmode.mtu = mtu.min(most_mtu(info)).into();
     }
     let mut key = rss.map(|rss| rss_key(rss, info)).unwrap_or_default();
     if let Some(rss) = rss {
@@ -170,13 +187,27 @@ fn update_rss(device: &Device, rss: &RssConfig, info: &sys::rte_eth_dev_info) {
 }
 
 /// Beyond the configuration, because virtual drivers only then tell the
-/// interface on the other side.
-fn set_mtu(device: &Device, config: &PortConfig) -> Result<(), PortError> {
+/// interface on the other side. A device that has the MTU already is left alone.
+fn set_mtu(
+    device: &Device,
+    config: &PortConfig,
+    info: &sys::rte_eth_dev_info,
+) -> Result<(), PortError> {
     const ENOTSUP: i32 = 95;
     let Some(mtu) = config.mtu else {
         return Ok(());
     };
+    // net_tap and net_af_packet name a limit below what they carry.
+    if mtu > most_mtu(info) {
+        let set = interface::set_mtu(info.if_index, mtu);
+        return set.map_err(|error| device.refusal("mtu", error.to_string()));
+    }
     let mark = log::mark();
+    let mut now = 0;
+    // SAFETY: an open port; the number is written.
+    if unsafe { sys::rte_eth_dev_get_mtu(device.id(), &mut now) } == 0 && now == mtu {
+        return Ok(());
+    }
     // SAFETY: a configured, stopped port.
     match unsafe { sys::rte_eth_dev_set_mtu(device.id(), mtu) } {
         rc if rc == -ENOTSUP => Ok(()),
@@ -186,7 +217,7 @@ fn set_mtu(device: &Device, config: &PortConfig) -> Result<(), PortError> {
 
 fn queues(device: &Device, config: &PortConfig, pools: &[Mempool]) -> Result<(), PortError> {
     let id = device.id();
-    let (mut rx, mut tx) = (config.descriptors, config.descriptors);
+    let (mut rx, mut tx) = (config.rx_descriptors, config.tx_descriptors);
     let mark = log::mark();
     // SAFETY: a configured port; both are read and written.
     let rc = unsafe { sys::rte_eth_dev_adjust_nb_rx_tx_desc(id, &mut rx, &mut tx) };

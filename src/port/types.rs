@@ -102,8 +102,9 @@ pub struct PortConfig {
     pub tx_queues: u16,
     /// Wished for each queue; the device's limits prevail. Drivers take a buffer
     /// in advance for every receive descriptor, so a pool needs more than
-    /// `rx_queues` * `descriptors`.
-    pub descriptors: u16,
+    /// `rx_queues` * `rx_descriptors`.
+    pub rx_descriptors: u16,
+    pub tx_descriptors: u16,
     /// None: leave it.
     pub mtu: Option<u16>,
     /// None: whatever the device does. Ignored where there is no RSS.
@@ -120,7 +121,8 @@ impl Default for PortConfig {
         Self {
             rx_queues: 1,
             tx_queues: 1,
-            descriptors: 1024,
+            rx_descriptors: 1024,
+            tx_descriptors: 1024,
             mtu: None,
             rss: None,
             rx_ip_checksum: true,

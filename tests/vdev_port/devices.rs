@@ -25,11 +25,12 @@ fn is_marked(mbuf: &Mbuf, mark: u8) -> bool {
     mbuf.len() >= 60 && mbuf.bytes()[12..14] == [0x88, 0xb5] && mbuf.bytes()[14] == mark
 }
 
-fn open(pool: &Mempool, device: &str) -> (Port<Started>, RxQueue, TxQueue) {
+fn open_with_mtu(pool: &Mempool, device: &str, mtu: u16) -> (Port<Started>, RxQueue, TxQueue) {
     // The drivers take a buffer for every descriptor in advance.
     let config = PortConfig {
-        descriptors: 256,
-        mtu: Some(1400),
+        rx_descriptors: 256,
+        tx_descriptors: 256,
+        mtu: Some(mtu),
         ..PortConfig::default()
     };
     let (port, mut rx, mut tx) = Port::open("dev", device)
@@ -37,6 +38,10 @@ fn open(pool: &Mempool, device: &str) -> (Port<Started>, RxQueue, TxQueue) {
         .start(&config, std::slice::from_ref(pool))
         .unwrap_or_else(|error| panic!("{error}"));
     (port, rx.remove(0), tx.remove(0))
+}
+
+fn open(pool: &Mempool, device: &str) -> (Port<Started>, RxQueue, TxQueue) {
+    open_with_mtu(pool, device, 1400)
 }
 
 /// Sends ten marked frames and waits until all have come out at the other end.
@@ -149,12 +154,27 @@ pub fn tap(_: &Eal, pool: &Mempool) {
     );
 }
 
+/// DPDK's limit for the driver is lower than what it carries.
+pub fn tap_mtu(_: &Eal, pool: &Mempool) {
+    let (_port, mut rx, _tx) = open_with_mtu(pool, "net_tap3,iface=ektap3", 1520);
+    assert!(ip("-o link show dev ektap3").contains("mtu 1520 "));
+    ip("addr add 192.0.2.1/24 dev ektap3");
+    ip("neigh add 192.0.2.2 lladdr 02:00:00:00:00:01 dev ektap3");
+    let socket = UdpSocket::bind("192.0.2.1:0").unwrap();
+    let mut batch = Batch::new();
+    until(|| {
+        let _ = socket.send_to(&[0; 1520 - 20 - 8], "192.0.2.2:9");
+        rx.receive(&mut batch);
+        batch.drain().find(|mbuf| mbuf.packet_len() == 14 + 1520)
+    });
+}
+
 pub fn af_packet(_: &Eal, pool: &Mempool) {
-    ip("link add ekv0 mtu 1400 type veth peer name ekv1 mtu 1400");
+    ip("link add ekv0 type veth peer name ekv1");
     ip("link set ekv0 up");
     ip("link set ekv1 up");
-    let (_one, _, tx) = open(pool, "net_af_packet0,iface=ekv0");
-    let (_two, mut rx, _tx) = open(pool, "net_af_packet1,iface=ekv1");
+    let (_one, _, tx) = open_with_mtu(pool, "net_af_packet0,iface=ekv0", 1500);
+    let (_two, mut rx, _tx) = open_with_mtu(pool, "net_af_packet1,iface=ekv1", 1500);
     carries(pool, &mut TxBuffer::new(tx, 32), &mut rx);
 }
 

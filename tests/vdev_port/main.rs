@@ -47,6 +47,7 @@ const PARTS: &[Part] = &[
 /// Parts that make network interfaces, in a network namespace of their own.
 const ROOT_PARTS: &[Part] = &[
     ("net_tap is a network interface while open", devices::tap),
+    ("net_tap carries more than 1500 bytes", devices::tap_mtu),
     ("net_af_packet carries packets", devices::af_packet),
     ("net_vhost starts", devices::vhost),
 ];

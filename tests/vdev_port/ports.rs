@@ -20,8 +20,11 @@ pub fn net_null(_: &Eal, pool: &Mempool) {
     let refused = port.start(&wish, std::slice::from_ref(pool)).unwrap_err();
     assert!(refused.to_string().contains("receive queues"), "{refused}");
     one_line(&refused);
+    let taken = Port::open("null", "net_null0,size=100").unwrap_err();
+    assert!(matches!(taken, PortError::InUse { .. }), "{taken}");
+    drop(refused);
 
-    let port = Port::open("null", "net_null0,size=100").expect("the refused one was closed");
+    let port = Port::open("null", "net_null0,size=100").expect("the refused one is closed");
     let (port, mut rx, mut tx) = port
         .start(&PortConfig::default(), std::slice::from_ref(pool))
         .unwrap();

@@ -207,6 +207,8 @@ pub fn attach(lab: &Lab, program: &mut Running, tap: &str, arms: Arms) {
             .success()
             .then_some(())
     });
+    let link = lab.balancer.ip(&format!("-o link show dev {tap}"));
+    assert!(link.contains(&format!("mtu {MTU} ")), "{link}");
     // The DPDK driver gives the port's MAC address to the kernel's end too, and a bridge keeps what
     // other members send to an address of its own. Not before the port is started, which sets it.
     lab.balancer
