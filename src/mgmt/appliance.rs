@@ -29,6 +29,7 @@ use super::hash_tables::{Building, Progress};
 use super::health::{Outgoing, Transition};
 use super::hooks::{self, Hooks};
 use super::load::Load;
+use super::metrics;
 use super::net::{self, NetEvent, NetState, Output};
 use super::ports::{Change, Ports};
 use super::start::Machine;
@@ -175,6 +176,11 @@ impl Appliance {
                 heard = self.load.next() => self.load.heard(heard, Instant::now()),
             }
         }
+    }
+
+    /// Keeps a sentence for operators, shown with the status from now on.
+    pub fn note(&mut self, note: String) {
+        self.notes.push(note);
     }
 
     /// Sends what start-up has to say: announcements and questions for next hops.
@@ -514,6 +520,7 @@ impl Appliance {
     fn answer(&mut self, request: Request) {
         match request {
             Request::Status(reply) => drop(reply.send(self.source().status())),
+            Request::Metrics(reply) => drop(reply.send(metrics::collect(&self.source()))),
             Request::Config(reply) => {
                 drop(reply.send(Arc::new(self.desired.config.clone())));
             }

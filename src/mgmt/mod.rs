@@ -11,6 +11,7 @@ pub mod hash_tables;
 pub mod health;
 pub mod hooks;
 pub mod load;
+pub mod metrics;
 pub mod net;
 pub mod ports;
 pub mod quorum;
@@ -80,9 +81,11 @@ pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
         .enable_all()
         .build()?;
     let (handle, requests) = api::Handle::new();
+    let metrics = metrics_listener(&config, &mut appliance);
     let ran = runtime.block_on(async {
         tokio::select! {
-            served = api::serve(&socket, handle) => served,
+            served = api::serve(&socket, handle.clone()) => served,
+            served = metrics::serve(metrics, handle) => served,
             ended = appliance.run(file, requests) => ended,
         }
     });
@@ -104,6 +107,27 @@ pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
     }
 }
 
+/// Traffic matters more than metrics: where nobody can listen, it is said and goes on without.
+fn metrics_listener(config: &Config, appliance: &mut Appliance) -> Option<metrics::Listener> {
+    let address = config.management.metrics?;
+    let bound =
+        metrics::Listener::bind(address).and_then(|listener| Ok((listener.address()?, listener)));
+    match bound {
+        Ok((address, listener)) => {
+            tracing::info!("metrics at http://{address}/metrics");
+            Some(listener)
+        }
+        Err(error) => {
+            let note = format!(
+                "No metrics: cannot listen on {address}: {error}; set management.metrics to another address, or to \"off\"."
+            );
+            tracing::warn!("{note}");
+            appliance.note(note);
+            None
+        }
+    }
+}
+
 fn summary(config: &Config, machine: &start::Machine) {
     let cores: Vec<String> = machine.workers.iter().map(|w| w.core.to_string()).collect();
     tracing::info!(
@@ -122,5 +146,29 @@ fn summary(config: &Config, machine: &start::Machine) {
             service.scheduler.name(),
             service.backends.len(),
         );
+        if let Some((port, room)) = narrow_tunnel(config, service) {
+            tracing::info!(
+                "service {}: what its tunnel carries over port {port} may be {room} bytes long, and longer packets are cut or answered with ICMP; a larger mtu on the port and its network, or mss_clamp, avoids that",
+                service.name,
+            );
+        }
     }
+}
+
+/// The port, and the bytes left in its MTU, where a tunnel's clients with the usual MTU of 1,500 send
+/// TCP segments that do not fit.
+fn narrow_tunnel<'a>(config: &'a Config, service: &config::Service) -> Option<(&'a str, u16)> {
+    const USUAL: u16 = 1500;
+    if service.method != config::Method::Tunnel || service.mss_clamp.is_some() {
+        return None;
+    }
+    let room = |backend: &config::Backend| {
+        let port = config.egress(backend.address)?;
+        let outer = if backend.address.is_ipv4() { 20 } else { 40 };
+        Some((port.name.as_str(), port.mtu.saturating_sub(outer)))
+    };
+    let rooms = service.backends.iter().filter_map(room);
+    rooms
+        .min_by_key(|(_, room)| *room)
+        .filter(|(_, room)| *room < USUAL)
 }

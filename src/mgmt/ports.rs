@@ -116,6 +116,11 @@ impl Ports {
         self.ports.iter().map(|port| port.resets).sum()
     }
 
+    /// Resets that were done, by port.
+    pub fn resets_of(&self) -> Vec<u64> {
+        self.ports.iter().map(|port| port.resets).collect()
+    }
+
     /// A reset waits for the workers, so the next look should be soon.
     pub fn is_resetting(&self) -> bool {
         let waits = |port: &Managed| {

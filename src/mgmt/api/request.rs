@@ -12,11 +12,14 @@ use super::change::{Applied, Edit, Replace, etag};
 use super::problem::Problem;
 use super::view::{Connections, ServiceStatus, Status};
 use crate::mgmt::config::Config;
+use crate::mgmt::metrics::Families;
 
 /// One question with the way back for its answer.
 #[derive(Debug)]
 pub enum Request {
     Status(oneshot::Sender<Status>),
+    /// All metrics, as they are now.
+    Metrics(oneshot::Sender<Families>),
     Connections {
         filter: ConnectionFilter,
         reply: oneshot::Sender<Connections>,
@@ -78,6 +81,10 @@ impl Handle {
 
     pub async fn status(&self) -> Result<Status, Problem> {
         self.ask(Request::Status).await
+    }
+
+    pub async fn metrics(&self) -> Result<Families, Problem> {
+        self.ask(Request::Metrics).await
     }
 
     pub async fn service(&self, name: &str) -> Result<ServiceStatus, Problem> {

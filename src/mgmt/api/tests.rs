@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::mgmt::config;
+use crate::mgmt::metrics::Families;
 
 /// A directory of its own that goes away with the test.
 struct Scratch(PathBuf);
@@ -60,6 +61,7 @@ async fn management(mut requests: mpsc::Receiver<Request>) {
     let mut config = Arc::new(config::parse(&text).unwrap());
     while let Some(request) = requests.recv().await {
         match request {
+            Request::Metrics(reply) => drop(reply.send(Families::default())),
             Request::Status(reply) => {
                 let web = ServiceStatus {
                     name: "web".to_owned(),

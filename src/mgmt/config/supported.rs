@@ -18,7 +18,6 @@ use Missing::Key;
 
 /// Everything that is refused today.
 pub const NOT_YET: &[Missing] = &[
-    Key("management.metrics"),
     Key("management.advertise"),
     Key("port.vlan"),
     Key("port.kernel_interface"),
