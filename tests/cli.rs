@@ -40,7 +40,7 @@ fn check_accepts_the_example() {
     let example = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/evenkeel.toml");
     let output = evenkeel(&["check", "--config", example]);
     assert_eq!(output.status.code(), Some(0));
-    assert!(text(&output.stdout).contains(": valid, with 1 port(s), 1 service(s), 3 backend(s)"));
+    assert!(text(&output.stdout).contains(": valid; ports: 1, services: 1, backends: 3"));
     assert!(output.stderr.is_empty());
 }
 

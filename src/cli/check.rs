@@ -29,7 +29,7 @@ pub fn run(file: &ConfigFile, shared: &Shared) -> Result<(), CliError> {
             let (ports, services) = (config.ports.len(), config.services.len());
             let backends: usize = config.services.iter().map(|s| s.backends.len()).sum();
             print(&format!(
-                "{name}: valid, with {ports} port(s), {services} service(s), {backends} backend(s)\n"
+                "{name}: valid; ports: {ports}, services: {services}, backends: {backends}\n"
             ))
         }
         Err(FileError::Invalid { invalid, .. }) if shared.json => {

@@ -131,7 +131,7 @@ fn metrics_listener(config: &Config, appliance: &mut Appliance) -> Option<metric
 fn summary(config: &Config, machine: &start::Machine) {
     let cores: Vec<String> = machine.workers.iter().map(|w| w.core.to_string()).collect();
     tracing::info!(
-        "{} workers on cores {}, management on core {}; room for {} connections; {} packet buffers",
+        "workers: {}, on cores {}; management on core {}; room for {} connections; {} packet buffers",
         machine.workers.len(),
         cores.join(","),
         config.management.core,
@@ -140,7 +140,7 @@ fn summary(config: &Config, machine: &start::Machine) {
     );
     for service in &config.services {
         tracing::info!(
-            "service {}: {}, {}, {} backends",
+            "service {}: {}, {}, backends: {}",
             service.name,
             service.method.name(),
             service.scheduler.name(),

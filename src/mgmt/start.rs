@@ -190,7 +190,7 @@ fn start_port(
     let started = port.start(&settings, std::slice::from_ref(pool));
     let (port, rx, tx) = started.map_err(|failed| failed.error)?;
     tracing::info!(
-        "port {}: {} ({}), MAC {}, {} rx and {} tx queues{}",
+        "port {}: {} ({}), MAC {}, queues: {} rx, {} tx{}",
         config.name,
         config.device,
         info.driver,

@@ -187,7 +187,7 @@ fn update_rss(device: &Device, rss: &RssConfig, info: &sys::rte_eth_dev_info) {
 }
 
 /// Beyond the configuration, because virtual drivers only then tell the
-/// interface on the other side. A device that has the MTU already is left alone.
+/// interface on the other side.
 fn set_mtu(
     device: &Device,
     config: &PortConfig,
@@ -203,11 +203,6 @@ fn set_mtu(
         return set.map_err(|error| device.refusal("mtu", error.to_string()));
     }
     let mark = log::mark();
-    let mut now = 0;
-    // SAFETY: an open port; the number is written.
-    if unsafe { sys::rte_eth_dev_get_mtu(device.id(), &mut now) } == 0 && now == mtu {
-        return Ok(());
-    }
     // SAFETY: a configured, stopped port.
     match unsafe { sys::rte_eth_dev_set_mtu(device.id(), mtu) } {
         rc if rc == -ENOTSUP => Ok(()),
