@@ -27,7 +27,7 @@ pub struct Replace {
 }
 
 /// What a change did, or would do.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Applied {
     /// Tag of the configuration that is in use now.
     pub etag: String,
@@ -129,7 +129,7 @@ pub enum Edit {
 }
 
 /// What may be set in a backend; what is left out stays.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BackendSettings {
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
 use serde::Deserialize;
+use utoipa::{IntoParams, OpenApi, ToResponse};
 
 use super::change::{Applied, BackendSettings, Edit, etag, invalid_file};
 use super::problem::Problem;
@@ -61,6 +62,7 @@ fn reading() -> Router<Handle> {
         .route("/v1/services/{name}", get(service))
         .route("/v1/connections", get(connections))
         .route("/v1/config", get(config))
+        .route("/v1/openapi.json", get(description))
 }
 
 fn with_fallbacks(routes: Router<Handle>, handle: Handle) -> Router {
@@ -70,14 +72,20 @@ fn with_fallbacks(routes: Router<Handle>, handle: Handle) -> Router {
         .with_state(handle)
 }
 
+/// Everything that `evenkeel status` shows.
+#[utoipa::path(get, path = "/v1/status", tag = "state", responses((status = 200, body = Status), (status = "default", response = Failed)))]
 async fn status(State(handle): State<Handle>) -> Result<Json<Status>, Problem> {
     handle.status().await.map(Json)
 }
 
+/// All services and their backends.
+#[utoipa::path(get, path = "/v1/services", tag = "state", responses((status = 200, body = Vec<ServiceStatus>), (status = "default", response = Failed)))]
 async fn services(State(handle): State<Handle>) -> Result<Json<Vec<ServiceStatus>>, Problem> {
     handle.status().await.map(|status| Json(status.services))
 }
 
+/// One service and its backends.
+#[utoipa::path(get, path = "/v1/services/{name}", tag = "state", params(("name", description = "The service")), responses((status = 200, body = ServiceStatus), (status = "default", response = Failed)))]
 async fn service(
     State(handle): State<Handle>,
     Path(name): Path<String>,
@@ -85,6 +93,8 @@ async fn service(
     handle.service(&name).await.map(Json)
 }
 
+/// Tracked connections.
+#[utoipa::path(get, path = "/v1/connections", tag = "state", params(ConnectionFilter), responses((status = 200, body = Connections), (status = "default", response = Failed)))]
 async fn connections(
     State(handle): State<Handle>,
     filter: Result<Query<ConnectionFilter>, QueryRejection>,
@@ -94,6 +104,7 @@ async fn connections(
 }
 
 /// The configuration in use, as TOML, with its tag.
+#[utoipa::path(get, path = "/v1/config", tag = "configuration", responses((status = 200, body = String, content_type = "application/toml", headers(("ETag" = String, description = "For If-Match of a change"))), (status = "default", response = Failed)))]
 async fn config(State(handle): State<Handle>) -> Result<Response, Problem> {
     let config = handle.config().await?;
     let tags = [
@@ -104,11 +115,64 @@ async fn config(State(handle): State<Handle>) -> Result<Response, Problem> {
 }
 
 /// How a change is to be made.
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 struct How {
+    /// Say what would change, and change nothing.
     #[serde(default)]
     dry_run: bool,
+}
+
+/// A header of every change.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "only the description of it is used")]
+struct IfMatch {
+    /// The ETag of the configuration that the change was made for; refused with 412 if it is not in
+    /// use any more.
+    #[param(rename = "If-Match")]
+    if_match: Option<String>,
+}
+
+/// Every fault.
+#[derive(ToResponse)]
+#[response(
+    description = "What went wrong (RFC 9457)",
+    content_type = "application/problem+json"
+)]
+#[expect(dead_code, reason = "only the description of it is used")]
+struct Failed(Problem);
+
+/// The description of this interface in OpenAPI 3.1, made from the code.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "evenkeel",
+        description = "HTTP on two Unix sockets: one for everything, and beside it a read-only one, on which the paths that change something do not exist. File permissions decide who may use them."
+    ),
+    paths(
+        status,
+        services,
+        service,
+        connections,
+        config,
+        description,
+        replace_config,
+        put_service,
+        remove_service,
+        put_backend,
+        set_backend,
+        remove_backend
+    ),
+    components(responses(Failed))
+)]
+struct Description;
+
+/// This description.
+#[utoipa::path(get, path = "/v1/openapi.json", tag = "state", responses((status = 200, description = "OpenAPI 3.1")))]
+async fn description() -> Json<utoipa::openapi::OpenApi> {
+    Json(Description::openapi())
 }
 
 type HowQuery = Result<Query<How>, QueryRejection>;
@@ -128,6 +192,8 @@ fn tagged(applied: Applied) -> Change {
     Ok(([(header::ETAG, applied.etag.clone())], Json(applied)))
 }
 
+/// Puts a whole configuration file in the place of the one in use.
+#[utoipa::path(put, path = "/v1/config", tag = "configuration", params(How, IfMatch), request_body(content = String, content_type = "application/toml", description = "A configuration file"), responses((status = 200, body = Applied, headers(("ETag" = String, description = "Of the configuration in use"))), (status = "default", response = Failed)))]
 async fn replace_config(
     State(handle): State<Handle>,
     how: HowQuery,
@@ -142,6 +208,8 @@ async fn replace_config(
     )
 }
 
+/// Adds a service, or replaces it.
+#[utoipa::path(put, path = "/v1/services/{name}", tag = "configuration", params(("name", description = "The service"), How, IfMatch), request_body(content = String, content_type = "application/toml", description = "A [[service]] table with its backends"), responses((status = 200, body = Applied, headers(("ETag" = String, description = "Of the configuration in use"))), (status = "default", response = Failed)))]
 async fn put_service(
     State(handle): State<Handle>,
     Path(name): Path<String>,
@@ -153,6 +221,8 @@ async fn put_service(
     tagged(handle.edit(&edit, if_match(&headers), is_dry(how)?).await?)
 }
 
+/// Removes a service.
+#[utoipa::path(delete, path = "/v1/services/{name}", tag = "configuration", params(("name", description = "The service"), How, IfMatch), responses((status = 200, body = Applied, headers(("ETag" = String, description = "Of the configuration in use"))), (status = "default", response = Failed)))]
 async fn remove_service(
     State(handle): State<Handle>,
     Path(name): Path<String>,
@@ -163,6 +233,8 @@ async fn remove_service(
     tagged(handle.edit(&edit, if_match(&headers), is_dry(how)?).await?)
 }
 
+/// Adds a backend to a service, or replaces it.
+#[utoipa::path(put, path = "/v1/services/{name}/backends/{backend}", tag = "configuration", params(("name", description = "The service"), ("backend", description = "The backend"), How, IfMatch), request_body(content = String, content_type = "application/toml", description = "A [[service.backend]] table"), responses((status = 200, body = Applied, headers(("ETag" = String, description = "Of the configuration in use"))), (status = "default", response = Failed)))]
 async fn put_backend(
     State(handle): State<Handle>,
     Path((service, name)): Path<(String, String)>,
@@ -178,6 +250,8 @@ async fn put_backend(
     tagged(handle.edit(&edit, if_match(&headers), is_dry(how)?).await?)
 }
 
+/// Changes some settings of a backend.
+#[utoipa::path(patch, path = "/v1/services/{name}/backends/{backend}", tag = "configuration", params(("name", description = "The service"), ("backend", description = "The backend"), How, IfMatch), request_body = BackendSettings, responses((status = 200, body = Applied, headers(("ETag" = String, description = "Of the configuration in use"))), (status = "default", response = Failed)))]
 async fn set_backend(
     State(handle): State<Handle>,
     Path((service, name)): Path<(String, String)>,
@@ -190,6 +264,8 @@ async fn set_backend(
     tagged(handle.edit(&edit, if_match(&headers), is_dry(how)?).await?)
 }
 
+/// Removes a backend; its connections are ended.
+#[utoipa::path(delete, path = "/v1/services/{name}/backends/{backend}", tag = "configuration", params(("name", description = "The service"), ("backend", description = "The backend"), How, IfMatch), responses((status = 200, body = Applied, headers(("ETag" = String, description = "Of the configuration in use"))), (status = "default", response = Failed)))]
 async fn remove_backend(
     State(handle): State<Handle>,
     Path((service, name)): Path<(String, String)>,

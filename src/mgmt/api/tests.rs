@@ -1,5 +1,6 @@
 //! The interface over real Unix sockets, with a management loop of a few lines behind it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
@@ -177,6 +178,38 @@ fn with_server<F: Future<Output = ()>>(name: &str, test: impl FnOnce(PathBuf) ->
             () = management(requests) => panic!("the handles are gone"),
             ended = test => ended.expect("the test takes too long"),
         }
+    });
+}
+
+/// Every path and method that is described is there, and every path that is routed is described.
+#[test]
+fn the_interface_describes_itself() {
+    with_server("openapi", async |socket| {
+        let answer = ask(&socket, "GET", "/v1/openapi.json").await;
+        assert_eq!(answer.status, StatusCode::OK);
+        let document: serde_json::Value = answer.json();
+        assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
+        let paths = document["paths"].as_object().unwrap();
+        let code = include_str!("server.rs").split('"');
+        let routed: BTreeSet<_> = code.filter(|text| text.starts_with("/v1/")).collect();
+        let described: BTreeSet<_> = paths.keys().map(String::as_str).collect();
+        assert_eq!(routed, described);
+        for (path, methods) in paths {
+            for method in methods.as_object().unwrap().keys() {
+                let path = path.replace("{name}", "web").replace("{backend}", "a");
+                let answer = ask(&socket, &method.to_uppercase(), &path).await;
+                let (there, status) = (answer.status, answer.status.as_u16());
+                assert_ne!(there, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
+                let is_problem = answer.kind == "application/problem+json";
+                assert_eq!(is_problem, status >= 400, "{method} {path}");
+                let no_path = is_problem && answer.json::<Problem>().kind.ends_with("no-such-path");
+                assert!(!no_path, "{method} {path}");
+            }
+        }
+        let status = &document["components"]["schemas"]["Status"]["properties"];
+        assert_eq!(status["uptime_seconds"]["type"], "integer");
+        let failed = &document["components"]["responses"]["Failed"]["content"];
+        assert!(failed["application/problem+json"].is_object(), "{failed}");
     });
 }
 

@@ -3,9 +3,10 @@
 //! tokens are spelled as in the configuration.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Everything `evenkeel status` shows.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     pub version: String,
     pub uptime_seconds: u64,
@@ -24,7 +25,7 @@ pub struct Status {
 
 /// Packets and connections of a service or backend. "In" is from clients, "out" is to them; methods
 /// in which replies do not pass the balancer count none.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Traffic {
     pub connections: u64,
     pub in_packets: u64,
@@ -58,7 +59,7 @@ impl Traffic {
     }
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ServiceStatus {
     pub name: String,
     /// As in the configuration: `tcp:192.0.2.80:80`.
@@ -76,7 +77,7 @@ pub struct ServiceStatus {
     pub backends: Vec<BackendStatus>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct BackendStatus {
     pub name: String,
     pub address: String,
@@ -105,7 +106,7 @@ pub struct BackendStatus {
 }
 
 /// How many backends a service needs, and has.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct QuorumStatus {
     pub backends: u32,
     pub hysteresis: u32,
@@ -115,7 +116,7 @@ pub struct QuorumStatus {
 }
 
 /// What health checks find of a backend.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct CheckStatus {
     /// As in the configuration: `tcp`, `http`.
     pub kind: String,
@@ -130,7 +131,7 @@ pub struct CheckStatus {
     pub failures: u64,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum BackendState {
     #[default]
@@ -155,7 +156,7 @@ impl BackendState {
     }
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct PortStatus {
     pub name: String,
     pub device: String,
@@ -175,7 +176,7 @@ pub struct PortStatus {
     pub tx_errors: u64,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct WorkerStatus {
     pub worker: u16,
     pub core: u16,
@@ -197,7 +198,7 @@ pub struct WorkerStatus {
 }
 
 /// A count with its token and a sentence about it.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Reason {
     pub reason: String,
     pub count: u64,
@@ -205,7 +206,7 @@ pub struct Reason {
 }
 
 /// One tracked connection.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ConnectionStatus {
     /// `tcp` or `udp`.
     pub protocol: String,
@@ -224,7 +225,7 @@ pub struct ConnectionStatus {
 }
 
 /// What `evenkeel connections` shows.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Connections {
     pub connections: Vec<ConnectionStatus>,
     /// Whether the limit cut the list short.

@@ -9,7 +9,7 @@ use super::model::*;
 use super::save::{backend_to_toml, service_to_toml, to_toml};
 
 /// The differences between the configuration in use and a new one.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Diff {
     /// What a reload does at once.
     pub changes: Vec<Change>,
@@ -18,7 +18,7 @@ pub struct Diff {
 }
 
 /// One difference.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Change {
     pub kind: ChangeKind,
     pub service: String,
@@ -30,7 +30,7 @@ pub struct Change {
     pub keys: Vec<String>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ChangeKind {
     Added,
