@@ -11,8 +11,8 @@ pub(super) fn set_mtu(index: u32, mtu: u16) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     request.ifr_ifru.ifru_mtu = mtu.into();
-    // Any socket will do to ask with; it closes itself.
-    let socket = std::net::UdpSocket::bind(("127.0.0.1", 0))?;
+    // Any socket will do to ask with, bound to no address: the loopback interface may be down.
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
     // SAFETY: an open socket, and a request that has a name and a number.
     let rc = unsafe {
         libc::ioctl(
