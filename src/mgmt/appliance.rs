@@ -16,7 +16,7 @@ use tokio::time::MissedTickBehavior;
 use crate::lb::counters::{Counter, DropReason};
 use crate::lb::listing;
 use crate::lb::parse::{Parsed, parse};
-use crate::lb::snapshot::{BackendState, Snapshot};
+use crate::lb::snapshot::Snapshot;
 use crate::port::clock::Tsc;
 use crate::port::{EalError, Mbuf, Mempool};
 use crate::worker::{Clock, Message, RESOLVE};
