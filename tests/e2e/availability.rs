@@ -117,20 +117,19 @@ fn the_sorry_server_answers_from_the_loss_of_the_quorum_until_it_is_well_met() {
     wait_for_states(&lab, &evenkeel, &service, ["up", "up", "down"]);
     assert_eq!(ports(&lab, &service), [SECOND_PORT.to_string()]);
     set_well(&lab, "web-3", true);
-    wait_for_states(&lab, &evenkeel, &service, ["up"; 3]);
-    assert_eq!(ports(&lab, &service), ["80"]);
-
     // The last one to come back begins slowly, and then all are as configured.
     let reason = |name: &str| {
         let all = backends(&lab, &evenkeel);
         all[&format!("{}/{name}", service.name())]["reason"].clone()
     };
-    let slow = reason("web-3");
-    assert!(
-        slow.as_str()
-            .is_some_and(|why| why.starts_with("slow start, at ")),
-        "{slow}"
-    );
+    wait_for("the slow start to show", || {
+        let slow = reason("web-3");
+        let why = slow.as_str()?;
+        why.starts_with("slow start, at ").then_some(())
+    });
+    wait_for_states(&lab, &evenkeel, &service, ["up"; 3]);
+    assert_eq!(ports(&lab, &service), ["80"]);
+
     wait_for("the end of the slow start", || {
         NAMES
             .iter()

@@ -140,6 +140,8 @@ impl Evenkeel {
         if lab.arms == Arms::Two {
             attach(lab, &mut process, SECOND_TAP, Arms::Two);
         }
+        let link = lab.balancer.ip(&format!("-o link show dev {TAP}"));
+        assert!(link.contains(&format!("mtu {MTU} ")), "{link}");
         Evenkeel {
             process,
             socket: lab.folder().join("evenkeel.sock"),
@@ -207,8 +209,6 @@ pub fn attach(lab: &Lab, program: &mut Running, tap: &str, arms: Arms) {
             .success()
             .then_some(())
     });
-    let link = lab.balancer.ip(&format!("-o link show dev {tap}"));
-    assert!(link.contains(&format!("mtu {MTU} ")), "{link}");
     // The DPDK driver gives the port's MAC address to the kernel's end too, and a bridge keeps what
     // other members send to an address of its own. Not before the port is started, which sets it.
     lab.balancer
