@@ -154,7 +154,7 @@ struct Bench<'f> {
     events: Consumer<Box<Message>>,
     counters: Arc<WorkerCounters>,
     // Held while the worker lives: it sends to management through them.
-    _passed: Consumer<Mbuf>,
+    _passed: [Consumer<Mbuf>; 2],
     _inject: Producer<Mbuf>,
     _ports: [Port<Started>; 2],
 }
@@ -189,12 +189,14 @@ fn start<'f>(
     let (commands, commands_in) = spsc("commands", 64)?;
     let (events_out, events) = spsc("events", 64)?;
     let (passed_out, passed) = spsc("passed", 1024)?;
+    let (checks_out, checks) = spsc("checks", 1024)?;
     let (inject, inject_in) = spsc("inject", 1024)?;
     let (handoff, taken) = mpsc("handoff", 1024)?;
     let rings = Rings {
         commands: commands_in,
         events: events_out,
         passed: passed_out,
+        checks: checks_out,
         inject: inject_in,
         taken,
         handoff: vec![handoff],
@@ -224,7 +226,7 @@ fn start<'f>(
         commands,
         events,
         counters,
-        _passed: passed,
+        _passed: [passed, checks],
         _inject: inject,
         _ports: [there, back],
     };
@@ -359,7 +361,8 @@ fn echo<'f>(
     };
     let handle = eal.launch(1, Box::new(body))?;
     let ((commands, _), (_, events)) = (spsc("commands", 64)?, spsc("events", 64)?);
-    let ((_, passed), (inject, _)) = (spsc("passed", 64)?, spsc("inject", 64)?);
+    let ((_, passed), (_, checks)) = (spsc("passed", 64)?, spsc("checks", 64)?);
+    let (inject, _) = spsc("inject", 64)?;
     let bench = Bench {
         frames,
         next: 0,
@@ -370,7 +373,7 @@ fn echo<'f>(
         commands,
         events,
         counters: Arc::new(WorkerCounters::new(0)),
-        _passed: passed,
+        _passed: [passed, checks],
         _inject: inject,
         _ports: [there, back],
     };
