@@ -27,7 +27,7 @@ fn replace(old: &'static str, new: &'static str) -> impl Fn(String) -> String {
 
 /// Runs it to its end, which must be a refusal whose line has each of `words`.
 fn assert_refused(lab: &Lab, before: &[&str], file: &Path, words: &[&str]) {
-    let (devices, dpdk) = (lab.balancer.ip("-o link show"), dpdk_files());
+    let (devices, dpdk) = (lab.balancer.ip("-o link show"), dpdk_files(lab));
     let output = run_to_the_end(lab, before, file);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{said}");
@@ -49,18 +49,20 @@ fn assert_refused(lab: &Lab, before: &[&str], file: &Path, words: &[&str]) {
         devices,
         "a device was left behind"
     );
-    let left: Vec<_> = dpdk_files().difference(&dpdk).cloned().collect();
+    let left: Vec<_> = dpdk_files(lab).difference(&dpdk).cloned().collect();
     assert_eq!(left, Vec::<PathBuf>::new(), "files were left behind");
 }
 
-/// Run-time folders and huge-page files of this folder's evenkeels: others run at the same time.
-fn dpdk_files() -> BTreeSet<PathBuf> {
+/// Run-time folders and huge-page files of this lab's evenkeels, whose names hold the path of the
+/// socket and so the lab's folder: other labs run at the same time.
+fn dpdk_files(lab: &Lab) -> BTreeSet<PathBuf> {
     let folders = ["/run/dpdk", "/var/run/dpdk", "/dev/hugepages"];
     let entries = folders
         .into_iter()
         .filter_map(|folder| fs::read_dir(folder).ok());
     let paths = entries.flatten().flatten().map(|entry| entry.path());
-    let own = std::process::id().to_string();
+    let folder = lab.folder().file_name().expect("a lab's folder has a name");
+    let own = format!("-{}-", folder.to_string_lossy());
     paths
         .filter(|path| path.to_string_lossy().contains(&own))
         .collect()
