@@ -2,7 +2,8 @@
 # Sourced, never run. The one who sources it has set -euo pipefail.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-YES=${YES:-no}
+# Exported: what was agreed to for one script holds for those that it calls.
+export YES=${YES:-no}
 
 say()  { printf '%s\n' "$*"; }
 die()  { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
