@@ -1,0 +1,132 @@
+//! Whose address is whose: the ports' own, the VIPs, the next hops and who owns a flow by its ends.
+//! Runs on the management thread.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use super::*;
+use crate::lb::flow::protocol;
+use crate::lb::owner::Sides;
+use crate::lb::route::{Link, Prefix, Routes, Target};
+use crate::lb::service_map::{Listen, ServiceMap};
+use crate::lb::snapshot::*;
+use crate::mgmt::net::NetState;
+
+use super::service::method;
+
+impl Desired {
+    /// Which end of a flow names its owner, by the addresses of a packet.
+    pub(super) fn sides(&self) -> Sides {
+        let services = || self.config.services.iter();
+        let listens = services().flat_map(|s| {
+            let two_way = is_two_way(s);
+            s.listen.iter().map(move |l| (listen(l).prefix, two_way))
+        });
+        let nat = services().filter(|s| is_two_way(s));
+        let backends = nat.flat_map(|s| {
+            let sorry = s.sorry_server.iter().map(|sorry| sorry.address);
+            s.backends.iter().map(|b| b.address).chain(sorry)
+        });
+        Sides::new(listens, (0..).zip(self.locals.iter().copied()), backends)
+    }
+
+    pub(super) fn own_addresses(&self, map: &ServiceMap) -> FastSet<IpAddr> {
+        let ports = self.config.ports.iter();
+        let own = ports.flat_map(|port| {
+            let addresses = port.addresses.iter().map(|a| a.address);
+            addresses.chain(port.check_addresses.iter().copied())
+        });
+        let pools = self.config.services.iter().flat_map(|s| &s.local_addresses);
+        own.chain(pools.copied()).chain(map.vips()).collect()
+    }
+
+    pub(super) fn check_addresses(&self) -> FastSet<IpAddr> {
+        let ports = self.config.ports.iter();
+        ports
+            .flat_map(|p| p.check_addresses.iter().copied())
+            .collect()
+    }
+
+    pub(super) fn routes(&self, links: &Links) -> Routes {
+        let mut routes = Vec::new();
+        for (index, port) in self.config.ports.iter().enumerate() {
+            let via = |ip| Target::Via(links.get(index as u16, ip));
+            for own in &port.addresses {
+                routes.push((Prefix::new(own.address, own.length), Target::OnLink));
+            }
+            for route in &port.routes {
+                routes.push((
+                    Prefix::new(route.to.address, route.to.length),
+                    via(route.via),
+                ));
+            }
+            for &gateway in &port.gateways {
+                let any: IpAddr = match gateway {
+                    IpAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
+                    IpAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+                };
+                routes.push((Prefix::new(any, 0), via(gateway)));
+            }
+            for neighbour in &port.neighbours {
+                let full = if neighbour.address.is_ipv4() { 32 } else { 128 };
+                let target = via(neighbour.address);
+                routes.push((Prefix::new(neighbour.address, full), target));
+            }
+        }
+        Routes::new(routes, links.neighbours())
+    }
+}
+
+/// The neighbours that can be sent to, as links.
+pub(super) struct Links(HashMap<(u16, IpAddr), Link>);
+
+impl Links {
+    pub fn new(net: &NetState, ports: &[PortFacts]) -> Self {
+        let links = net.neighbours().filter_map(|(ip, port, mac)| {
+            let own = ports.get(usize::from(port))?;
+            let mut macs = [0; 12];
+            macs[..6].copy_from_slice(mac.as_bytes());
+            macs[6..].copy_from_slice(&own.mac);
+            let port_index = u8::try_from(port).ok()?;
+            Some((
+                (port, ip),
+                Link {
+                    macs,
+                    port: port_index,
+                },
+            ))
+        });
+        Self(links.collect())
+    }
+
+    pub fn get(&self, port: u16, ip: IpAddr) -> Option<Link> {
+        self.0.get(&(port, ip)).copied()
+    }
+
+    pub fn neighbours(&self) -> FastMap<IpAddr, Link> {
+        self.0.iter().map(|(&(_, ip), &link)| (ip, link)).collect()
+    }
+}
+
+/// Whether any of the service's replies pass here. The sorry server's method counts also while it
+/// is not needed, so that the owners of flows do not change when it is.
+pub(super) fn is_two_way(service: &config::Service) -> bool {
+    let sorry = service.sorry_server.as_ref().and_then(|s| s.method);
+    let methods = [Some(service.method), sorry];
+    methods
+        .into_iter()
+        .flatten()
+        .any(|m| method(m).is_two_way())
+}
+
+pub(super) fn listen(listen: &config::Listen) -> Listen {
+    Listen {
+        protocol: match listen.protocol {
+            config::Protocol::Tcp => protocol::TCP,
+            config::Protocol::Udp => protocol::UDP,
+        },
+        prefix: Prefix::new(listen.addresses.address, listen.addresses.length),
+        first_port: listen.ports.first,
+        last_port: listen.ports.last,
+    }
+}
