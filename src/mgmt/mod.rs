@@ -53,8 +53,8 @@ pub fn start(config: &Config) -> Result<Appliance, start::StartError> {
     let ready = start::prepare(config)?;
     let facts = ready.facts(config);
     let (now, mut out) = (Instant::now(), Output::default());
-    let mut net = NetState::new(appliance::net_ports(config, &facts), now, &mut out);
-    net.set_vips(appliance::vips(config), now);
+    let mut net = NetState::new(net::net_ports(config, &facts), now, &mut out);
+    net.set_vips(net::vips(config), now);
     let mut desired = Desired::new(config.clone(), facts);
     net.want(desired.destinations(), now, &mut out);
     let (mut checks, mut load) = (Checks::new(config), Load::new(now));

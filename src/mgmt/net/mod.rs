@@ -13,6 +13,7 @@ mod links;
 mod neighbour;
 mod responder;
 mod solicit;
+mod wanted;
 
 #[cfg(test)]
 mod testing;
@@ -21,6 +22,7 @@ mod tests;
 
 pub use frame::Mac;
 pub use links::{PortConfig, Prefix, Route, prefix};
+pub use wanted::{net_ports, vips};
 
 use announce::{Announcer, Conflicts, MAX_LISTED};
 use limit::RateLimit;

@@ -1,0 +1,133 @@
+//! Answers to requests that come from the interface, and reloads.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Appliance;
+use crate::lb::listing;
+use crate::mgmt::api::{self, ConnectionFilter, Connections, Request};
+use crate::mgmt::config::{self, Config};
+use crate::mgmt::metrics;
+use crate::worker::Message;
+
+/// A question for connections that is being answered, bucket by bucket, worker by worker.
+pub(super) struct Listing {
+    worker: usize,
+    filter: ConnectionFilter,
+    found: Connections,
+    reply: tokio::sync::oneshot::Sender<Connections>,
+}
+
+impl Appliance {
+    /// Whoever asked may have gone; then the answer is for nobody.
+    pub(super) fn answer(&mut self, request: Request) {
+        match request {
+            Request::Status(reply) => drop(reply.send(self.source().status())),
+            Request::Metrics(reply) => drop(reply.send(metrics::collect(&self.source()))),
+            Request::Config(reply) => {
+                drop(reply.send(Arc::new(self.desired.config.clone())));
+            }
+            Request::Replace(replace) => {
+                let decided = self.replace(
+                    *replace.config,
+                    replace.if_match.as_deref(),
+                    replace.dry_run,
+                );
+                drop(replace.reply.send(decided));
+            }
+            Request::Connections { filter, reply } => {
+                self.listings.push_back(Listing {
+                    worker: 0,
+                    filter,
+                    found: Connections::default(),
+                    reply,
+                });
+                if self.listings.len() == 1 {
+                    self.ask_for_connections(0);
+                }
+            }
+        }
+    }
+
+    /// Takes another configuration, if it may take the place of the one in use, and says so.
+    pub(super) fn replace(
+        &mut self,
+        config: Config,
+        if_match: Option<&str>,
+        dry_run: bool,
+    ) -> Result<api::Applied, api::Problem> {
+        let applied = api::decide(&self.desired.config, &config, if_match, dry_run)?;
+        if !dry_run && !applied.diff.is_empty() {
+            for change in &applied.diff.changes {
+                tracing::info!("configuration: {change}");
+            }
+            for warning in &applied.warnings {
+                tracing::warn!("configuration: {warning}");
+            }
+            self.apply(config, Instant::now());
+        }
+        Ok(applied)
+    }
+
+    /// Reads the configuration's file again. A faulty one changes nothing.
+    pub(super) fn reload(&mut self, path: &Path) {
+        let config = match config::load(path) {
+            Ok(config) => config,
+            Err(error) => {
+                for line in error.to_string().lines() {
+                    tracing::error!("reload: {line}");
+                }
+                return;
+            }
+        };
+        match self.replace(config, None, false) {
+            Ok(applied) if applied.diff.is_empty() => tracing::info!("reload: nothing changes"),
+            Ok(applied) => tracing::info!("reload: {} changes", applied.diff.changes.len()),
+            Err(problem) => tracing::error!("reload: {}", problem.detail),
+        }
+    }
+
+    /// Asks the worker whose turn it is for its connections from a bucket on.
+    pub(super) fn ask_for_connections(&mut self, from: usize) {
+        if let Some(listing) = self.listings.front() {
+            let request = Box::new(listing::Request::new(from));
+            self.workers[listing.worker].send(Message::List(request));
+        }
+    }
+
+    /// A worker's connections came back: on to its next buckets, the next worker, or the answer.
+    pub(super) fn list(&mut self, request: &listing::Request) {
+        let Some(mut listing) = self.listings.pop_front() else {
+            return;
+        };
+        let source = self.source();
+        for listed in &request.connections {
+            let worker = listing.worker as u16;
+            let shown = source.connection(listed, worker, &listing.filter);
+            if listing.found.connections.len() < listing.filter.limit {
+                listing.found.connections.extend(shown);
+            } else {
+                listing.found.more |= shown.is_some();
+            }
+        }
+        let next = match request.next {
+            _ if listing.found.more => None,
+            Some(bucket) => Some(bucket),
+            None => {
+                listing.worker += 1;
+                (listing.worker < self.workers.len()).then_some(0)
+            }
+        };
+        match next {
+            Some(bucket) => {
+                self.listings.push_front(listing);
+                self.ask_for_connections(bucket);
+            }
+            None => {
+                drop(listing.reply.send(listing.found));
+                self.ask_for_connections(0);
+            }
+        }
+    }
+}
