@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use evenkeel::cli::{self, Cli, CliError};
+use evenkeel::mgmt::config::FileError;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -22,7 +23,7 @@ fn main() -> ExitCode {
 fn say(error: &CliError) {
     match error {
         CliError::Said => {}
-        CliError::Config(_) => eprintln!("{error}"),
+        CliError::Config(FileError::Invalid { .. }) => eprintln!("{error}"),
         _ => eprintln!("evenkeel: {error}"),
     }
 }

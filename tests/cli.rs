@@ -114,3 +114,14 @@ fn version_is_the_packages() {
     assert!(year >= 22, "{dpdk}");
     assert!(text(&evenkeel(&["version"]).stdout).ends_with(&format!("DPDK {dpdk}\n")));
 }
+
+#[test]
+fn a_file_that_cannot_be_read_is_a_fault_of_the_program_call() {
+    let output = evenkeel(&["check", "--config", "/nowhere/evenkeel.toml"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text(&output.stderr).starts_with("evenkeel: cannot read /nowhere/evenkeel.toml: "),
+        "{}",
+        text(&output.stderr)
+    );
+}
