@@ -85,24 +85,21 @@ impl Shard {
         if opens(packet) && !self.scheduling.admit(service, gauges, now) {
             return Verdict::Drop(DropReason::Limit);
         }
-        let full = A::table(&self.tables).is_nearly_full();
-        let flood = self.guard.meet(now, snapshot.flood_guard, full);
-        // Under a flood a flow's first packet gets no entry, and the next one proves it real.
-        let stateless = flood && one_way && opens(packet);
-        let found = match client.filter(|_| !stateless) {
+        let flood = self.flood(snapshot, service, packet, now);
+        let found = match client.filter(|_| flood == Flood::None) {
             Some(client) => self.stay(snapshot, service, packet, now, hash, client, note),
-            None => self.choose(snapshot, service, packet, now, hash, stateless),
+            None => self.choose(snapshot, service, packet, now, hash, flood),
         };
         let backend = match found {
             Ok(backend) => backend,
             Err(reason) => return self.no_backend(snapshot, now, frame, packet, service, reason),
         };
-        let tracked = match stateless {
-            true => {
+        let tracked = match flood {
+            Flood::Stateless => {
                 self.counters.stateless.add(1);
                 Ok(None)
             }
-            false => self.track(snapshot, service, backend, packet, now, hash),
+            _ => self.track(snapshot, service, backend, packet, now, hash),
         };
         let local = match tracked {
             Ok(local) => local,
@@ -121,6 +118,44 @@ impl Shard {
         }
         self.count_in(backend, packet);
         verdict
+    }
+
+    /// What the guard makes of a packet without an entry.
+    fn flood<A: Tracked>(
+        &mut self,
+        snapshot: &Snapshot,
+        service: &Service,
+        packet: &Packet<A>,
+        now: Now,
+    ) -> Flood {
+        // It never makes an entry: however many come, the table is in no danger.
+        if is_one_packet(service, packet) {
+            return Flood::None;
+        }
+        let is_full = A::table(&self.tables).is_nearly_full();
+        let is_up = self.guard.meet(now, snapshot.flood_guard, is_full);
+        let is_udp = packet.key.protocol == protocol::UDP;
+        if service.method.is_two_way() {
+            return Flood::None;
+        }
+        if !is_up {
+            // A UDP flow may have begun without an entry, and must not move now; where clients
+            // persist, that goes first.
+            let timeout = service.timeouts.of(State::Udp);
+            let may_be_old = is_udp && service.persistence.is_none();
+            return match may_be_old && self.guard.was_up(now, timeout) {
+                true => Flood::Hashed,
+                false => Flood::None,
+            };
+        }
+        let may_wait = match is_udp {
+            true => is_full,
+            false => opens(packet),
+        };
+        match !may_wait && self.guard.grants_entry(now) {
+            true => Flood::Hashed,
+            false => Flood::Stateless,
+        }
     }
 
     /// Persistence among several workers: the packet goes to the worker that has the client's
@@ -190,7 +225,7 @@ impl Shard {
                 false => Err(DropReason::ReplyConflict),
             };
         }
-        let backend = self.choose(snapshot, service, packet, now, hash, false)?;
+        let backend = self.choose(snapshot, service, packet, now, hash, Flood::None)?;
         let timeout = service.persistence.map_or(0, |p| p.timeout);
         let spare = self.guard.is_up(now);
         self.templates.learn(key, timeout, backend, now, spare);
@@ -227,7 +262,7 @@ impl Shard {
         hash: u64,
     ) -> Result<Option<nat::Endpoint<A>>, DropReason> {
         let fullnat = backend.method == ForwardMethod::FullNat;
-        if service.one_packet && packet.key.protocol == protocol::UDP && !fullnat {
+        if is_one_packet(service, packet) {
             self.counters.stateless.add(1);
             return Ok(None);
         }
@@ -255,7 +290,8 @@ impl Shard {
                     self.local_ports.give_back(lease);
                 }
                 // Without an entry only a one-way flow that goes by the hash finds its backend.
-                let hashed = service.scheduler.is_hash() || !opens(packet);
+                let flood = self.guard.is_up(now);
+                let hashed = flood || service.scheduler.is_hash() || !opens(packet);
                 if service.method.is_two_way() || !hashed {
                     return Err(DropReason::TableFull);
                 }
@@ -296,7 +332,7 @@ impl Shard {
         packet: &Packet<A>,
         now: Now,
         hash: u64,
-        stateless: bool,
+        flood: Flood,
     ) -> Result<&'s Backend, DropReason> {
         let key = &packet.key;
         let request = Request::new(
@@ -325,7 +361,7 @@ impl Shard {
             _ => return Err(DropReason::NoBackend),
         };
         let can_take = |backend: &Backend| usable(backend) && distinct(backend);
-        let found = if is_normal && opens(packet) && !stateless {
+        let found = if is_normal && opens(packet) && flood == Flood::None {
             let gauges = &self.counters.backends;
             self.scheduling
                 .pick(snapshot, service, &request, gauges, can_take)
@@ -388,6 +424,24 @@ fn reply_owner<A: Tracked>(
         protocol: key.protocol,
     };
     table.find(hash, |conn| super::shard::is_reply(snapshot, conn, &reply))
+}
+
+/// How a packet without an entry is treated for the sake of the flood guard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Flood {
+    /// As ever.
+    None,
+    /// By the consistent hash, as the flow's earlier packets may have gone.
+    Hashed,
+    /// By the consistent hash, and without an entry.
+    Stateless,
+}
+
+/// Whether this packet is scheduled for itself alone. FullNAT needs its entry for the answer.
+fn is_one_packet<A: Tracked>(service: &Service, packet: &Packet<A>) -> bool {
+    service.one_packet
+        && packet.key.protocol == protocol::UDP
+        && service.method != ForwardMethod::FullNat
 }
 
 /// UDP, or a SYN (with or without ACK, as IPVS has it).

@@ -1,9 +1,11 @@
 //! The flood guard: when new flows come faster than real clients open them, they cost no memory
 //! that established flows need (DESIGN decision 8).
 //!
-//! While it is up, a new flow of a one-way method goes by the consistent hash and gets no entry;
-//! the client's next packet finds the same backend by the same hash, and gets the entry that proves
-//! it was no forgery. Two-way methods cannot do without an entry: there the embryonic ones make
+//! While it is up, a flow of a one-way method that has no entry goes by the consistent hash. A SYN
+//! gets no entry: the client's next packet finds the same backend by the same hash. That packet, and
+//! any of UDP, where nothing tells a first packet from a later one, gets an entry as often as the
+//! limit allows: so whoever keeps sending is tracked before long, whatever else arrives, and then
+//! counts as new no more. Two-way methods cannot do without an entry: there the embryonic ones make
 //! room, oldest first. Owned by one worker; asked for each new flow, never for an established one.
 
 use super::Now;
@@ -22,7 +24,10 @@ const EMBRYO: u32 = 5;
 pub struct Guard {
     /// New flows a second beyond which the guard goes up; 0 for never.
     limit: u32,
-    bucket: Bucket,
+    /// New flows, with an entry or without.
+    arrivals: Bucket,
+    /// Entries made while the guard is up.
+    entries: Bucket,
     up_until: u64,
     grace_until: u64,
 }
@@ -31,7 +36,8 @@ impl Default for Guard {
     fn default() -> Self {
         Self {
             limit: 0,
-            bucket: Bucket::new(0),
+            arrivals: Bucket::new(0),
+            entries: Bucket::new(0),
             up_until: 0,
             grace_until: 0,
         }
@@ -44,9 +50,10 @@ impl Guard {
     pub fn meet(&mut self, now: Now, limit: u32, nearly_full: bool) -> bool {
         if limit != self.limit {
             self.limit = limit;
-            self.bucket = Bucket::new(limit);
+            self.arrivals = Bucket::new(limit);
+            self.entries = Bucket::new(limit);
         }
-        let too_many = limit != 0 && !self.bucket.take(now);
+        let too_many = limit != 0 && !self.arrivals.take(now);
         if too_many || nearly_full {
             self.up_until = now.nanos + CALM;
             self.grace_until = now.nanos + GRACE;
@@ -56,6 +63,17 @@ impl Guard {
 
     pub fn is_up(&self, now: Now) -> bool {
         now.nanos < self.up_until
+    }
+
+    /// Whether one more flow may have an entry, which is asked of those alone that can do without.
+    pub fn grants_entry(&mut self, now: Now) -> bool {
+        self.limit == 0 || self.entries.take(now)
+    }
+
+    /// Whether the guard is up or has been within the last `seconds`.
+    pub fn was_up(&self, now: Now, seconds: u16) -> bool {
+        let until = self.up_until + u64::from(seconds) * 1_000_000_000;
+        self.up_until != 0 && now.nanos < until
     }
 
     /// Flows without an entry may be under way because of the guard.

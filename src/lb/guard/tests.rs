@@ -2,8 +2,9 @@ use super::*;
 use crate::lb::Verdict;
 use crate::lb::checksum::Sum;
 use crate::lb::cluster::Cluster;
+use crate::lb::conn::flag;
 use crate::lb::counters::DropReason;
-use crate::lb::fixture::{CLIENT_MAC, Lab, OUR_MAC, VIP, VIP6, tcp4, tcp6, udp4};
+use crate::lb::fixture::{CLIENT_MAC, Lab, OUR_MAC, VIP, VIP6, tcp4, tcp6, udp4, udp6};
 use crate::lb::owner::Ownership;
 use crate::lb::parse::{Parsed, parse, tcp};
 use crate::lb::snapshot::{ForwardMethod, Scheduler, Untracked};
@@ -313,4 +314,138 @@ fn a_flood_of_udp_leaves_no_entries_where_none_is_needed() {
     let one = sim.cluster.feed(&sim.lab.snapshot, 0, &first).transmitted();
     let two = sim.cluster.feed(&sim.lab.snapshot, 0, &first).transmitted();
     assert_eq!(one[..12], two[..12], "the same backend each time");
+}
+
+/// UDP flows on the way to being tracked in spite of a guard that is up.
+struct Flows {
+    sim: Sim,
+    clients: Vec<Client>,
+}
+
+impl Flows {
+    fn new(v6: bool, clients: usize) -> Self {
+        let sim = Sim::new(ForwardMethod::Tunnel, Scheduler::RoundRobin, v6);
+        let clients = (0..clients).map(|n| sim.client(n)).collect();
+        Self { sim, clients }
+    }
+
+    /// One packet of each flow, spread over `millis`; all must stay at their backends.
+    fn round(&mut self, millis: u64) {
+        let step = millis * 1_000_000 / self.clients.len() as u64;
+        for client in &mut self.clients {
+            self.sim.cluster.now = at(self.sim.cluster.now.nanos + step);
+            let frame = match self.sim.v6 {
+                false => udp4(&client.endpoint, VIP).frame(),
+                true => udp6(&client.endpoint, VIP6).frame(),
+            };
+            let out = self.sim.cluster.feed(&self.sim.lab.snapshot, 0, &frame);
+            let there = client.there.get_or_insert_with(|| out.frame.clone());
+            assert_eq!(out.verdict, Verdict::Transmit(0));
+            assert_eq!(out.frame[..12], there[..12], "{} moved", client.endpoint);
+        }
+        let (now, shard) = (self.sim.cluster.now, &mut self.sim.cluster.shards[0]);
+        let buckets = shard.buckets() * millis as usize / 10_000;
+        shard.sweep(now, buckets.max(1));
+    }
+
+    fn is_up(&self) -> bool {
+        self.sim.cluster.shards[0].guard.is_up(self.sim.cluster.now)
+    }
+
+    fn tracked(&self) -> usize {
+        let tables = &self.sim.cluster.shards[0].tables;
+        tables.v4.len() + tables.v6.len()
+    }
+}
+
+/// A thousand flows, a hundred packets a second each, meet a limit of 500 new flows a second: the
+/// guard goes up, each gets its entry in its turn, and then there is nothing new any more.
+#[test]
+fn many_udp_flows_that_last_are_all_tracked_and_the_guard_comes_down() {
+    for v6 in [false, true] {
+        let mut flows = Flows::new(v6, 1_000);
+        flows.sim.lab.snapshot.flood_guard = 500;
+        flows.round(10);
+        assert!(flows.is_up());
+        assert!(flows.tracked() <= 110);
+        for _ in 0..100 {
+            flows.round(10);
+        }
+        let entries = flows.tracked();
+        assert!(entries <= 650, "{entries} in a second");
+        for _ in 0..150 {
+            flows.round(10);
+        }
+        assert_eq!(flows.tracked(), 1_000);
+        let before = flows.sim.cluster.counters(0).stateless.get();
+        for _ in 0..CALM / 10_000_000 {
+            flows.round(10);
+        }
+        assert!(!flows.is_up());
+        assert_eq!(flows.sim.cluster.counters(0).stateless.get(), before);
+    }
+}
+
+/// A flow that begins in a flood of forged UDP packets is tracked before long, with the backend
+/// that it had from the first; and one that sends too seldom for that keeps its backend all the
+/// same when the flood is over.
+#[test]
+fn udp_flows_that_begin_in_a_flood_are_tracked_and_never_move() {
+    let mut flows = Flows::new(false, 50);
+    let forge = |sim: &mut Sim, n: u32| {
+        let from = format!("11.{}.{}.1:{}", n >> 8 & 255, n & 255, 1000 + n / 65536);
+        let frame = udp4(&from, VIP).frame();
+        sim.cluster.feed(&sim.lab.snapshot, 0, &frame);
+    };
+    let mut forged = 0;
+    // Five times the limit, for four seconds; each flow sends fifty packets.
+    for round in 0..200 {
+        for _ in 0..LIMIT / 10 {
+            forge(&mut flows.sim, forged);
+            forged += 1;
+        }
+        if round >= 100 && round % 2 == 0 {
+            flows.round(20);
+        } else {
+            flows.sim.cluster.now = at(flows.sim.cluster.now.nanos + 20_000_000);
+        }
+    }
+    assert!(flows.is_up());
+    let established = |flows: &Flows| {
+        let listed = |client: &Client| {
+            let packet = udp4(&client.endpoint, VIP).frame();
+            let Parsed::V4(packet) = parse(&packet, false) else {
+                panic!("IPv4");
+            };
+            let shard = &flows.sim.cluster.shards[0];
+            let found = shard.find(&flows.sim.lab.snapshot, &packet.key);
+            found.is_some_and(|(slot, _)| !shard.tables.v4.get(slot).has(flag::EMBRYONIC))
+        };
+        flows.clients.iter().filter(|c| listed(c)).count()
+    };
+    let share = established(&flows);
+    println!("{share} of 50 flows tracked amid {forged} forged packets");
+    assert!(share >= 45, "only {share} of 50");
+    let late: Vec<Client> = (500..600).map(|n| flows.sim.client(n)).collect();
+    flows.clients.extend(late);
+    flows.round(1);
+    flows.sim.cluster.pass_seconds(CALM / SECOND + 1);
+    assert!(!flows.is_up());
+    flows.round(1);
+    flows.round(1);
+    assert_eq!(established(&flows), 150, "all are tracked now");
+}
+
+/// What never makes an entry cannot fill the table: the guard has no business with it.
+#[test]
+fn one_packet_services_do_not_raise_the_guard() {
+    let mut sim = Sim::new(ForwardMethod::Tunnel, Scheduler::RoundRobin, false);
+    sim.lab.service().one_packet = true;
+    let frame = udp4("10.9.9.9:1", VIP).frame();
+    for _ in 0..4 * LIMIT {
+        let out = sim.cluster.feed(&sim.lab.snapshot, 0, &frame);
+        assert_eq!(out.verdict, Verdict::Transmit(0));
+    }
+    assert!(!sim.cluster.shards[0].guard.is_up(sim.cluster.now));
+    assert_eq!(sim.cluster.shards[0].tables.v4.len(), 0);
 }
