@@ -24,7 +24,7 @@ const FUNCTIONS: &[&str] = &[
     "rte_eth_(rx|tx)_queue_setup",
     "rte_eth_dev_(configure|start|stop|close|reset|info_get|socket_id|set_mtu)",
     "rte_eth_dev_(get_name_by_port|is_valid_port|adjust_nb_rx_tx_desc)",
-    "rte_eth_dev_(rss_hash_(conf_get|update)|rss_reta_query|rss_reta_update)",
+    "rte_eth_dev_(rss_hash_(conf_get|update)|rss_reta_query|rss_reta_update|vlan_filter)",
     "rte_eth_dev_callback_(register|unregister)",
     "rte_eth_(find_next|macaddr_get|promiscuous_enable|allmulticast_enable)",
     "rte_eth_(stats_get|stats_reset)",

@@ -204,10 +204,29 @@ impl Worker {
             if count > 0 {
                 packets += count;
                 self.counters.received.add(count as u64);
+                if !self.snapshot.vlans.is_empty() {
+                    self.sort_by_vlan(port as u8);
+                }
                 self.burst(Arrival::Port(port as u8), now);
             }
         }
         packets
+    }
+
+    /// Takes the tags off what `port` received and notes the interfaces that they name.
+    #[cold]
+    fn sort_by_vlan(&mut self, port: u8) {
+        let Self {
+            batch,
+            snapshot,
+            counters,
+            ..
+        } = self;
+        batch.retain(|mbuf| {
+            let stripped = mbuf.vlan_tci();
+            let received = snapshot.vlans.receive(port, mbuf, stripped);
+            received.map_err(|r| counters.count_drop(r)).is_ok()
+        });
     }
 
     /// Decides about the batch and carries the decisions out.
@@ -224,6 +243,7 @@ impl Worker {
         } = self;
         let mut way_out = WayOut {
             pool: &self.pool,
+            snapshot: &self.snapshot,
             ports,
             counters,
         };
@@ -292,11 +312,13 @@ impl Worker {
             && let Some(mbuf) = self.rings.inject.pop()
         {
             count += 1;
-            self.counters.generated.add(1);
-            match self.ports.get_mut(mbuf.stamp() as usize) {
-                Some(port) => port.tx.push(mbuf),
-                None => self.counters.count_drop(DropReason::NoNeighbour),
-            }
+            let mut way_out = WayOut {
+                pool: &self.pool,
+                snapshot: &self.snapshot,
+                ports: &mut self.ports,
+                counters: &self.counters,
+            };
+            way_out.send(mbuf.stamp() as u8, mbuf);
         }
         count
     }
@@ -405,6 +427,7 @@ impl Worker {
 /// The transmit buffers of all ports, and a pool for packets beside the burst's own.
 struct WayOut<'a> {
     pool: &'a Mempool,
+    snapshot: &'a Snapshot,
     ports: &'a mut [WorkerPort],
     counters: &'a WorkerCounters,
 }
@@ -414,7 +437,18 @@ impl WayOut<'_> {
     fn transmit(&mut self, port: u8, mbuf: Mbuf) {
         match self.ports.get_mut(usize::from(port)) {
             Some(port) => port.tx.push(mbuf),
-            None => self.counters.count_drop(DropReason::NoNeighbour),
+            None => self.transmit_tagged(port, mbuf),
+        }
+    }
+
+    /// Out of a VLAN, whose interfaces come behind the ports.
+    #[cold]
+    fn transmit_tagged(&mut self, interface: u8, mut mbuf: Mbuf) {
+        let port = self.snapshot.vlans.send(interface, &mut mbuf);
+        match port.map(|port| self.ports.get_mut(usize::from(port))) {
+            Ok(Some(port)) => port.tx.push(mbuf),
+            Ok(None) => self.counters.count_drop(DropReason::NoNeighbour),
+            Err(reason) => self.counters.count_drop(reason),
         }
     }
 }
@@ -461,6 +495,14 @@ fn pass_up(rings: &mut Rings, counters: &WorkerCounters, mut mbuf: Mbuf, pass: P
         }
         Err(_full) => counters.count_drop(DropReason::PuntFull),
     }
+}
+
+/// Where the numbers of interfaces begin in a packet's port: above all ids that DPDK gives.
+const INTERFACES: u16 = 0x4000;
+
+/// The interface that a packet came in on, where there are VLANs.
+pub fn interface_of(mbuf: &Mbuf) -> Option<u8> {
+    u8::try_from(mbuf.port().checked_sub(INTERFACES)?).ok()
 }
 
 impl Frame for Mbuf {
@@ -512,5 +554,15 @@ impl Frame for Mbuf {
     #[inline(always)]
     fn is_contiguous(&self) -> bool {
         self.segments() == 1
+    }
+
+    #[inline(always)]
+    fn interface(&self) -> Option<u8> {
+        interface_of(self)
+    }
+
+    #[inline(always)]
+    fn set_interface(&mut self, interface: u8) {
+        self.set_port(INTERFACES + u16::from(interface));
     }
 }

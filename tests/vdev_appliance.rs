@@ -1,6 +1,8 @@
 //! The whole appliance in one process, over net_pcap: packets in a file, a worker, management, and
 //! packets out to a file. Needs no privileges and no huge pages.
 
+mod pcap;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -8,35 +10,9 @@ use evenkeel::lb::fixture::{backend_mac, checksums_are_right, tcp4, udp4};
 use evenkeel::mgmt::appliance::Balance;
 use evenkeel::mgmt::{config, start};
 
-/// What net_pcap calls its first port.
-const PORT_MAC: [u8; 6] = [0x02, 0x70, 0x63, 0x61, 0x70, 0x00];
+use pcap::{PORT_MAC, frames_of, pcap};
+
 const FLOWS: u16 = 600;
-
-fn pcap(frames: &[Vec<u8>]) -> Vec<u8> {
-    let mut file = Vec::new();
-    for word in [0xa1b2_c3d4u32, 0x0004_0002, 0, 0, 65535, 1] {
-        file.extend(word.to_le_bytes());
-    }
-    for frame in frames {
-        let length = frame.len() as u32;
-        for word in [0, 0, length, length] {
-            file.extend(word.to_le_bytes());
-        }
-        file.extend(frame);
-    }
-    file
-}
-
-fn frames_of(file: &Path) -> Vec<Vec<u8>> {
-    let bytes = std::fs::read(file).expect("the pcap that the port wrote");
-    let (mut frames, mut rest) = (Vec::new(), &bytes[24..]);
-    while rest.len() >= 16 {
-        let length = u32::from_le_bytes([rest[8], rest[9], rest[10], rest[11]]) as usize;
-        frames.push(rest[16..16 + length].to_vec());
-        rest = &rest[16 + length..];
-    }
-    frames
-}
 
 /// Good requests, a broken header checksum every tenth, and one frame for somebody else.
 fn input() -> (Vec<Vec<u8>>, u64) {

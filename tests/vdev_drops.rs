@@ -10,6 +10,7 @@ use evenkeel::lb::flow::Seed;
 use evenkeel::lb::owner::Ownership;
 use evenkeel::lb::shard::{Shard, ShardSize};
 use evenkeel::lb::snapshot::{PortView, Scheduler, Snapshot};
+use evenkeel::lb::vlan::{Vlan, Vlans};
 use evenkeel::port::ring::{self, Consumer, Producer, SharedProducer};
 use evenkeel::port::{
     Batch, Eal, EalOptions, Huge, Mbuf, Mempool, Port, PortConfig, RxQueue, Started, TxBuffer,
@@ -222,6 +223,27 @@ fn a_full_ring_between_workers_drops() {
     let kept = report.counters.new_connections.get();
     assert_eq!(handed + dropped + kept, 100);
     assert!(dropped > 0 && kept > 0, "{dropped} dropped, {kept} kept");
+    report.end();
+}
+
+#[test]
+fn frames_of_other_vlans_are_dropped() {
+    let _dpdk = dpdk();
+    let mut bench = Bench::new("vlans");
+    let with_tag = |n: u16| {
+        udp4(&format!("10.0.0.1:{}", 2000 + n), VIP)
+            .vlan(6 + n % 3)
+            .frame()
+    };
+    bench.fill(0, (0..300).map(with_tag));
+    let mut snapshot = snapshot();
+    snapshot.vlans = {
+        let vlans = [7, 8].map(|id| Vlan { port: 0, id });
+        Arc::new(Vlans::new(2, vlans.to_vec()))
+    };
+    let report = bench.run(snapshot, 16, Vec::new());
+    assert_eq!(report.dropped(DropReason::UnknownVlan), 100);
+    assert_eq!(report.counters.new_connections.get(), 200);
     report.end();
 }
 

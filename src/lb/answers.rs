@@ -56,16 +56,17 @@ impl Shard {
         self.answers = AnswerLimits::new(rates);
     }
 
-    /// The port by which an answer goes back to the frame's sender. A frame that another worker
-    /// handed over tells it by the address it was sent to.
-    fn way_back(&self, snapshot: &Snapshot, frame: &[u8]) -> u8 {
-        match self.arrival {
+    /// The interface by which an answer goes back to the frame's sender. Where there are no VLANs, a
+    /// frame that another worker handed over tells it by the address it was sent to.
+    fn way_back<F: Frame>(&self, snapshot: &Snapshot, frame: &F) -> u8 {
+        let by_address = || {
+            let ours = |port: &PortView| frame.bytes().starts_with(&port.mac);
+            snapshot.ports.iter().position(ours).unwrap_or(0) as u8
+        };
+        frame.interface().unwrap_or_else(|| match self.arrival {
             Arrival::Port(port) => port,
-            Arrival::HandOff => {
-                let ours = |port: &PortView| frame.starts_with(&port.mac);
-                snapshot.ports.iter().position(ours).unwrap_or(0) as u8
-            }
-        }
+            Arrival::HandOff => by_address(),
+        })
     }
 
     /// An ICMP error about the packet, from `source`: the service's address, or a backend behind
@@ -85,7 +86,7 @@ impl Shard {
             self.counters.unanswered.add(1);
             return Verdict::Drop(reason);
         }
-        let port = self.way_back(snapshot, frame.bytes());
+        let port = self.way_back(snapshot, frame);
         if !icmp::into_error(frame, usize::from(packet.l3), source, error) {
             return Verdict::Drop(reason);
         }
@@ -108,7 +109,7 @@ impl Shard {
             self.counters.unanswered.add(1);
             return Verdict::Drop(reason);
         }
-        let port = self.way_back(snapshot, frame.bytes());
+        let port = self.way_back(snapshot, frame);
         reset::into_answer(frame, packet);
         Verdict::Reply { port, reason }
     }
@@ -277,7 +278,7 @@ impl Shard {
         {
             outbox.send(port, other);
         }
-        let port = self.way_back(snapshot, frame.bytes());
+        let port = self.way_back(snapshot, frame);
         reset::into_answer(frame, packet);
         Verdict::Reply { port, reason }
     }
@@ -307,7 +308,7 @@ impl Shard {
         {
             outbox.send(port, other);
         }
-        let port = self.way_back(snapshot, frame.bytes());
+        let port = self.way_back(snapshot, frame);
         reset::into_answer(frame, packet);
         Verdict::Reply { port, reason }
     }

@@ -71,6 +71,8 @@ reasons! {
         ForeignMac = "foreign_mac",
         /// An IP packet in a broadcast or multicast frame for a balanced service.
         BroadcastMac = "broadcast_mac",
+        /// The frame has the tag of a VLAN that its port does not have.
+        UnknownVlan = "unknown_vlan",
         /// The source is a VIP, an address of ours, multicast, loopback or unspecified.
         BadSource = "bad_source",
         /// TTL or hop limit would reach zero.

@@ -14,6 +14,7 @@ use super::parse::{Parsed, parse};
 use super::route::{Link, Prefix, Routes, Target};
 use super::service_map::{Listen, ServiceMap};
 use super::snapshot::*;
+use super::vlan::{Vlan, Vlans};
 use super::weights::Weights;
 use super::{Outbox, frame};
 
@@ -400,7 +401,8 @@ impl Lab {
                 mtu: 1500,
             }]
             .into(),
-            routes: Arc::new(routes()),
+            vlans: Arc::default(),
+            routes: Arc::new(routes(0)),
             own: Arc::new(vips.into_iter().chain(locals).collect()),
             checks: Arc::default(),
             two_way: method.is_two_way(),
@@ -417,6 +419,30 @@ impl Lab {
             flood_guard: 0,
         };
         Self { snapshot }
+    }
+
+    /// Puts the client side's router and the backends into VLANs of the port; 0 is none.
+    pub fn in_vlans(&mut self, clients: u16, backends: u16) {
+        let snapshot = &mut self.snapshot;
+        let mut ids = vec![clients, backends];
+        ids.retain(|&id| id != 0);
+        let interface = |id| {
+            ids.iter()
+                .position(|&of| of == id)
+                .map_or(0, |at| at as u8 + 1)
+        };
+        let port = snapshot.ports[0].clone();
+        snapshot.ports = vec![port; 1 + ids.len()].into();
+        snapshot.routes = Arc::new(routes(interface(clients)));
+        let backends_on = interface(backends);
+        let vlans = ids.into_iter().map(|id| Vlan { port: 0, id });
+        snapshot.vlans = Arc::new(Vlans::new(1, vlans.collect()));
+        for n in 0..snapshot.backends.len() as u32 {
+            let mut backend = self.backend(n);
+            if let Some(link) = &mut backend.link {
+                link.port = backends_on;
+            }
+        }
     }
 
     /// Lets the service listen on these prefixes and ranges of ports instead, by TCP and UDP.
@@ -535,12 +561,15 @@ impl Outbox for TestOutbox {
     }
 }
 
-/// The default route, both families, by the client side's router.
-fn routes() -> Routes {
+/// The default route, both families, by the client side's router on `interface`.
+fn routes(interface: u8) -> Routes {
     let mut macs = [0; 12];
     macs[..6].copy_from_slice(&CLIENT_MAC);
     macs[6..].copy_from_slice(&OUR_MAC);
-    let target = Target::Via(Some(Link { macs, port: 0 }));
+    let target = Target::Via(Some(Link {
+        macs,
+        port: interface,
+    }));
     let any: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
     Routes::new(
         any.map(|address| (Prefix::new(address, 0), target))

@@ -24,6 +24,9 @@ pub trait Frame {
     fn set_note(&mut self, note: u32);
     /// True where the frame lies in one piece: `bytes` is all of it.
     fn is_contiguous(&self) -> bool;
+    /// The interface that the frame came in on, where there are VLANs ([`super::vlan`]).
+    fn interface(&self) -> Option<u8>;
+    fn set_interface(&mut self, interface: u8);
 }
 
 /// A frame in ordinary memory, for tests, probes and tools.
@@ -32,6 +35,7 @@ pub struct MemoryFrame {
     buffer: Vec<u8>,
     start: usize,
     note: u32,
+    interface: Option<u8>,
 }
 
 /// Headroom of a [`MemoryFrame`]; DPDK's default.
@@ -50,6 +54,7 @@ impl MemoryFrame {
             buffer,
             start: HEADROOM,
             note: 0,
+            interface: None,
         }
     }
 }
@@ -105,6 +110,14 @@ impl Frame for MemoryFrame {
 
     fn is_contiguous(&self) -> bool {
         true
+    }
+
+    fn interface(&self) -> Option<u8> {
+        self.interface
+    }
+
+    fn set_interface(&mut self, interface: u8) {
+        self.interface = Some(interface);
     }
 }
 

@@ -36,6 +36,7 @@ mod settled;
 pub mod shard;
 pub mod snapshot;
 pub mod table;
+pub mod vlan;
 pub mod weights;
 
 /// The largest burst a worker hands over at once.

@@ -8,10 +8,10 @@ use super::counters::DropReason;
 use super::flow::{Address, FlowKey, protocol};
 
 pub const ETHERNET: usize = 14;
-const VLAN_TAG: usize = 4;
+pub const VLAN_TAG: usize = 4;
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
-const ETHERTYPE_VLAN: u16 = 0x8100;
+pub const ETHERTYPE_VLAN: u16 = 0x8100;
 
 /// The TCP flags byte (RFC 9293 3.1).
 pub mod tcp {

@@ -13,6 +13,7 @@ use super::owner::{Ownership, Sides};
 use super::persistence::Persistence;
 use super::route::{Link, Routes};
 use super::service_map::ServiceMap;
+use super::vlan::Vlans;
 use super::weights::Weights;
 
 /// Hash maps of a snapshot: keys come from the configuration or are looked up by strangers'
@@ -237,7 +238,7 @@ pub struct Limits {
     pub rate: u32,
 }
 
-/// A port as workers see it.
+/// A port, or a VLAN of one, as workers see it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PortView {
     pub mac: [u8; 6],
@@ -312,8 +313,9 @@ pub struct Snapshot {
     /// By [`BackendId`].
     pub backends: Chunked<Option<Backend>>,
     pub service_map: Arc<ServiceMap>,
-    /// By port index.
+    /// By interface: the ports, then the VLANs, which have their port's address and MTU.
     pub ports: Arc<[PortView]>,
+    pub vlans: Arc<Vlans>,
     pub routes: Arc<Routes>,
     /// Addresses no packet may come from: VIPs, pools, check addresses, the ports' own.
     pub own: Arc<FastSet<IpAddr>>,

@@ -188,7 +188,9 @@ impl Appliance {
                 self.net.set_ports(ports, now, out);
                 self.stale = true;
             }
-            self.net.link_up(index as u16, now, out);
+            for interface in self.desired.interfaces_of(index) {
+                self.net.link_up(interface, now, out);
+            }
         }
     }
 

@@ -21,7 +21,7 @@ use crate::port::{
 };
 use crate::worker::{Clock, Idle, Rings, Worker, WorkerPort};
 
-use super::config::{self, Config};
+use super::config::{self, Attachment, Config};
 use super::desired::{MAX_BACKENDS, MAX_SERVICES, PortFacts, RETA};
 use super::ports::Running;
 use super::workers::{COMMANDS, CommandTotals, WorkerLink};
@@ -83,14 +83,22 @@ pub struct Ready {
 }
 
 impl Ready {
+    /// Of the ports and then the VLANs, as the configuration has them.
     pub fn facts(&self, config: &Config) -> Vec<PortFacts> {
-        let ports = self.ports.iter().zip(&config.ports);
-        let fact = |(running, config): (&Running, &config::Port)| PortFacts {
-            name: config.name.clone(),
-            mac: running.port.mac(),
-            mtu: config.mtu,
+        let fact = |(index, port): (usize, &config::Port)| {
+            let (device, vlan) = match &port.attachment {
+                Attachment::Device(_) => (index, None),
+                Attachment::Vlan { parent, id } => (config.parent(parent)?, Some(*id)),
+            };
+            Some(PortFacts {
+                name: port.name.clone(),
+                mac: self.ports[device].port.mac(),
+                mtu: port.mtu,
+                device,
+                vlan,
+            })
         };
-        ports.map(fact).collect()
+        config.ports.iter().enumerate().filter_map(fact).collect()
     }
 }
 
@@ -108,8 +116,8 @@ pub fn prepare(config: &Config) -> Result<Ready, StartError> {
     let pool = Mempool::new("packets", buffers, config.workers.buffer_size, 256, -1)?;
     let mut ports = Vec::new();
     let mut queues: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
-    for port in &config.ports {
-        let (running, rx, tx) = start_port(port, workers, &pool)?;
+    for (port, device) in config.devices() {
+        let (running, rx, tx) = start_port(config, port, device, &pool)?;
         let mut rx = rx.into_iter();
         for (worker, tx) in queues.iter_mut().zip(tx) {
             worker.push((rx.next(), tx));
@@ -134,7 +142,7 @@ fn eal_options(config: &Config, buffers: u32) -> EalOptions {
     let tail: String = name[name.len().saturating_sub(48)..].iter().collect();
     let buffer = u64::from(config.workers.buffer_size) + 384;
     let pool_mib = u64::from(buffers) * buffer / (1 << 20);
-    let devices = config.ports.iter().map(|p| p.device.clone());
+    let devices = config.devices().map(|(_, device)| device.to_owned());
     EalOptions {
         lcores: std::iter::once(main)
             .chain(workers.map(|(&core, id)| (id, u32::from(core))))
@@ -157,7 +165,7 @@ fn is_pci(device: &str) -> bool {
 fn packet_buffers(config: &Config) -> u32 {
     let workers = config.workers.cores.len();
     let per_port = |p: &config::Port| usize::from(p.rx_descriptors) + usize::from(p.tx_descriptors);
-    let queues: usize = config.ports.iter().map(per_port).sum();
+    let queues: usize = config.devices().map(|(port, _)| per_port(port)).sum();
     let needed = workers * (queues + IN_WORK + 3 * PASSED as usize + HANDOFF as usize) + 1024;
     config.workers.buffers.unwrap_or(needed as u32)
 }
@@ -165,11 +173,13 @@ fn packet_buffers(config: &Config) -> u32 {
 type StartedPort = (Running, Vec<RxQueue>, Vec<TxQueue>);
 
 fn start_port(
+    whole: &Config,
     config: &config::Port,
-    workers: usize,
+    device: &str,
     pool: &Mempool,
 ) -> Result<StartedPort, StartError> {
-    let port = Port::<Stopped>::open(&config.name, &config.device)?;
+    let workers = whole.workers.cores.len();
+    let port = Port::<Stopped>::open(&config.name, device)?;
     let info = port.info()?;
     if usize::from(info.max_tx_queues) < workers {
         return Err(StartError::TxQueues {
@@ -185,6 +195,7 @@ fn start_port(
         rx_descriptors: config.rx_descriptors,
         tx_descriptors: config.tx_descriptors,
         mtu: Some(config.mtu),
+        vlans: vlans(whole, config),
         ..crate::port::PortConfig::default()
     };
     let started = port.start(&settings, std::slice::from_ref(pool));
@@ -192,7 +203,7 @@ fn start_port(
     tracing::info!(
         "port {}: {} ({}), MAC {}, queues: {} rx, {} tx{}",
         config.name,
-        config.device,
+        device,
         info.driver,
         mac_text(&port.mac()),
         rx.len(),
@@ -209,6 +220,15 @@ fn start_port(
         settings,
     };
     Ok((running, rx, tx))
+}
+
+/// The VLANs of a port.
+fn vlans(config: &Config, of: &config::Port) -> Vec<u16> {
+    let vlan = |port: &config::Port| match &port.attachment {
+        Attachment::Vlan { parent, id } if *parent == of.name => Some(*id),
+        _ => None,
+    };
+    config.ports.iter().filter_map(vlan).collect()
 }
 
 fn mac_text(mac: &[u8; 6]) -> String {

@@ -328,7 +328,7 @@ fn port(
 ) -> PortStatus {
     PortStatus {
         name: config.name.clone(),
-        device: config.device.clone(),
+        device: config.device().unwrap_or_default().to_owned(),
         driver: info.driver.clone(),
         mac: config::Mac(info.mac).to_string(),
         link_up: link.up,

@@ -57,6 +57,20 @@ impl Batch {
         Some(unsafe { self.items[self.len].assume_init_read() })
     }
 
+    /// Keeps those, in their order, for which `keep` says so; frees the others.
+    pub fn retain(&mut self, mut keep: impl FnMut(&mut Mbuf) -> bool) {
+        let mut kept = 0;
+        for at in 0..self.len {
+            if keep(&mut self[at]) {
+                self.swap(kept, at);
+                kept += 1;
+            }
+        }
+        while self.len > kept {
+            drop(self.pop());
+        }
+    }
+
     /// Takes all, first to last. What the iterator is not asked for is freed.
     #[inline]
     pub fn drain(&mut self) -> Drain<'_> {

@@ -238,6 +238,12 @@ impl Mbuf {
         self.raw().port
     }
 
+    /// Notes another number in place of that id, until the buffer is received into again.
+    #[inline(always)]
+    pub fn set_port(&mut self, port: u16) {
+        self.raw_mut().port = port;
+    }
+
     /// The raw `RTE_MBUF_F_*` flags.
     #[inline(always)]
     pub fn ol_flags(&self) -> u64 {

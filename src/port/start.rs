@@ -36,6 +36,9 @@ pub(super) fn start(
         let period = rss.reta_period.unwrap_or(info.reta_size);
         fill_reta(device, info.reta_size, period, config.rx_queues)?;
     }
+    if info.rx_offload_capa & sys::EK_RX_OFFLOAD_VLAN_FILTER != 0 {
+        hear_vlans(device, config)?;
+    }
     // Drivers that always hear everything refuse these; nothing is lost then.
     // SAFETY: a started port.
     unsafe {
@@ -128,6 +131,9 @@ fn configure(
     if config.rx_ip_checksum {
         conf.rxmode.offloads |= sys::EK_RX_OFFLOAD_IPV4_CKSUM & info.rx_offload_capa;
     }
+    if !config.vlans.is_empty() {
+        conf.rxmode.offloads |= sys::EK_RX_OFFLOAD_VLAN_FILTER & info.rx_offload_capa;
+    }
     // SAFETY: the driver's flags, if it has any, are static.
     let flags = unsafe { info.dev_flags.as_ref() }.copied().unwrap_or(0);
     if flags & sys::EK_DEV_INTR_LSC != 0 {
@@ -184,6 +190,17 @@ fn update_rss(device: &Device, rss: &RssConfig, info: &sys::rte_eth_dev_info) {
     // SAFETY: a started port; DPDK copies the configuration, and the key lives
     // until it has.
     unsafe { sys::rte_eth_dev_rss_hash_update(device.id(), &mut conf) };
+}
+
+/// Lets frames of the configured VLANs through the device's filter.
+fn hear_vlans(device: &Device, config: &PortConfig) -> Result<(), PortError> {
+    let mark = log::mark();
+    for &id in &config.vlans {
+        // SAFETY: a started port that was configured to filter.
+        let rc = unsafe { sys::rte_eth_dev_vlan_filter(device.id(), id, 1) };
+        device.check(&format!("VLAN {id}"), rc, mark)?;
+    }
+    Ok(())
 }
 
 /// Beyond the configuration, because virtual drivers only then tell the

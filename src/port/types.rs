@@ -114,6 +114,9 @@ pub struct PortConfig {
     pub promiscuous: bool,
     /// Needed to hear neighbour solicitations.
     pub all_multicast: bool,
+    /// 802.1Q ids that are to be received with their tags. A device that can filter hears these and
+    /// untagged frames alone; a virtual function may hear no tagged frame that it did not ask for.
+    pub vlans: Vec<u16>,
 }
 
 impl Default for PortConfig {
@@ -128,6 +131,7 @@ impl Default for PortConfig {
             rx_ip_checksum: true,
             promiscuous: false,
             all_multicast: true,
+            vlans: Vec::new(),
         }
     }
 }

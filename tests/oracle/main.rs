@@ -103,6 +103,7 @@ fn place(reason: DropReason) -> Place {
         | ReplyConflict | TableFull | TooBig | NoHeadroom | Segmented | Fragment
         | IcmpUnrelated | PoolExhausted | NoBuffer | Limit => Place::Here,
         HandoffFull => Place::Worker("a_full_ring_between_workers_drops"),
+        UnknownVlan => Place::Worker("frames_of_other_vlans_are_dropped"),
         PuntFull => Place::Worker("a_full_ring_to_management_drops"),
         TxFull => Place::Worker("a_full_transmit_queue_drops"),
         Shutdown => Place::Worker("what_is_left_at_the_end_is_counted"),

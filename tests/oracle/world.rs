@@ -248,6 +248,12 @@ impl Frame for Buffer {
     fn is_contiguous(&self) -> bool {
         self.whole
     }
+    fn interface(&self) -> Option<u8> {
+        self.frame.interface()
+    }
+    fn set_interface(&mut self, interface: u8) {
+        self.frame.set_interface(interface);
+    }
 }
 
 /// Frames beside the burst; none while `dry`.

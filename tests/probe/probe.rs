@@ -113,6 +113,8 @@ impl World {
         std::fs::remove_file(&path)?;
         let config = config?;
         let facts = vec![PortFacts {
+            device: 0,
+            vlan: None,
             name: "wan".into(),
             mac: OUR_MAC,
             mtu: 1500,

@@ -11,7 +11,7 @@ use crate::mgmt::health::Outgoing;
 use crate::mgmt::net::Output;
 use crate::port::Mbuf;
 use crate::port::clock::Tsc;
-use crate::worker::RESOLVE;
+use crate::worker::{RESOLVE, interface_of};
 
 /// Frames taken from one worker at a time, so that a flood of them starves nobody else.
 const PASSED_AT_ONCE: usize = 256;
@@ -27,7 +27,7 @@ impl Appliance {
             let Some(mbuf) = self.workers[worker].passed.pop() else {
                 return;
             };
-            let port = self.port_index(mbuf.port());
+            let port = self.interface(&mbuf);
             if mbuf.stamp() & RESOLVE == 0 {
                 // Direct checks come from the port's own address.
                 if !self.checks.receive(mbuf.bytes(), self.received_at(&mbuf)) {
@@ -69,7 +69,7 @@ impl Appliance {
                 return;
             };
             if !self.checks.receive(mbuf.bytes(), self.received_at(&mbuf)) {
-                let port = self.port_index(mbuf.port());
+                let port = self.interface(&mbuf);
                 self.net.receive(port, mbuf.bytes(), now, out);
             }
         }
@@ -110,8 +110,10 @@ impl Appliance {
         }
     }
 
-    pub(super) fn port_index(&self, id: u16) -> u16 {
-        self.ports.index_of(id).unwrap_or(0) as u16
+    /// The index of the port or VLAN that a packet came in on.
+    fn interface(&self, mbuf: &Mbuf) -> u16 {
+        let of_port = || self.ports.index_of(mbuf.port()).unwrap_or(0) as u16;
+        interface_of(mbuf).map_or_else(of_port, u16::from)
     }
 }
 

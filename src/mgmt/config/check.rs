@@ -76,7 +76,39 @@ impl<K: Hash + Eq> Seen<K> {
     }
 }
 
+/// `first` is where the same device, or VLAN, stood before.
+fn check_attachment(
+    draft: &Draft,
+    port: &Port,
+    spans: &PortSpans,
+    first: Option<Span>,
+    sink: &Sink<'_>,
+) {
+    let line = first.map(|first| sink.line(first));
+    let error = match (&port.attachment, line) {
+        (Attachment::Vlan { parent, .. }, _) if draft.config.parent(parent).is_none() => {
+            ConfigError::NoParent(parent.clone())
+        }
+        (_, None) => return,
+        (Attachment::Device(device), Some(line)) => ConfigError::DuplicateDevice {
+            device: device.clone(),
+            line,
+        },
+        (Attachment::Vlan { parent, id }, Some(line)) => ConfigError::DuplicateVlan {
+            id: *id,
+            parent: parent.clone(),
+            line,
+        },
+    };
+    sink.push(spans.attachment, error);
+}
+
 fn check_ports(draft: &Draft, sink: &Sink<'_>) {
+    let count = draft.config.ports.len();
+    if count > usize::from(u8::MAX) {
+        let span = draft.spans.ports.last().map(|port| port.name);
+        sink.push(span.unwrap_or_default(), ConfigError::TooManyPorts(count));
+    }
     let (mut names, mut devices, mut addresses) = (Seen::new(), Seen::new(), Seen::new());
     for (port, spans) in draft.config.ports.iter().zip(&draft.spans.ports) {
         if let Some(first) = names.before(&port.name, spans.name) {
@@ -90,10 +122,8 @@ fn check_ports(draft: &Draft, sink: &Sink<'_>) {
                 },
             );
         }
-        if let Some(first) = devices.before(&port.device, spans.device) {
-            let (device, line) = (port.device.clone(), sink.line(first));
-            sink.push(spans.device, ConfigError::DuplicateDevice { device, line });
-        }
+        let first = devices.before(&port.attachment, spans.attachment);
+        check_attachment(draft, port, spans, first, sink);
         for (own, span) in port.addresses.iter().zip(&spans.addresses) {
             if let Some(first) = addresses.before(own.address, *span) {
                 let (address, line) = (own.address, sink.line(first));

@@ -78,6 +78,18 @@ pub enum ConfigError {
     },
     #[error("device \"{device}\" is already the port's on line {line}; a device makes one port")]
     DuplicateDevice { device: String, line: usize },
+    #[error("{key} belongs to the VLAN's parent; remove it here")]
+    ParentsKey { key: String },
+    #[error("no port with a device is called \"{0}\"; name the [[port]] that the VLAN is on")]
+    NoParent(String),
+    #[error("VLAN {id} of port \"{parent}\" is already on line {line}; remove one of them")]
+    DuplicateVlan {
+        id: u16,
+        parent: String,
+        line: usize,
+    },
+    #[error("there are {0} ports and VLANs; at most 255 are possible")]
+    TooManyPorts(usize),
     #[error("{listen} is already listened on, on line {line}; remove one of them")]
     DuplicateListen { listen: Listen, line: usize },
     #[error(

@@ -14,7 +14,7 @@ pub use super::{health::*, listen::*, service::*};
 pub struct Config {
     pub workers: Workers,
     pub management: Management,
-    /// At least one.
+    /// At least one. Those with a device of their own come first, then the VLANs.
     pub ports: Vec<Port>,
     pub services: Vec<Service>,
 }
@@ -107,12 +107,20 @@ impl LogFormat {
     pub const NAMES: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
 }
 
-/// `[[port]]`: one DPDK port.
+/// What a port's packets go through.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Attachment {
+    /// Any DPDK device: a PCI address or a vdev with its arguments.
+    Device(String),
+    /// 802.1Q: the VLAN `id`, 1 to 4094, of the port named `parent`, which has a device.
+    Vlan { parent: String, id: u16 },
+}
+
+/// `[[port]]`: one DPDK port, or a VLAN of one, which differs in nothing but the tag.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Port {
     pub name: String,
-    /// Any DPDK device: a PCI address or a vdev with its arguments.
-    pub device: String,
+    pub attachment: Attachment,
     /// The port's own addresses with the length of their subnet.
     pub addresses: Vec<Prefix>,
     /// Sources of in-path health checks, at most one per family.
@@ -121,9 +129,8 @@ pub struct Port {
     pub gateways: Vec<IpAddr>,
     pub routes: Vec<Route>,
     pub neighbours: Vec<Neighbour>,
-    /// Largest IP packet in bytes.
+    /// Largest IP packet in bytes. A VLAN's is its parent's.
     pub mtu: u16,
-    pub vlan: Option<u16>,
     /// Name of the Linux interface that stands beside this port.
     pub kernel_interface: Option<String>,
     pub rx_descriptors: u16,
@@ -133,6 +140,13 @@ pub struct Port {
 impl Port {
     pub const DEFAULT_MTU: u16 = 1500;
     pub const DEFAULT_DESCRIPTORS: u16 = 1024;
+
+    pub fn device(&self) -> Option<&str> {
+        match &self.attachment {
+            Attachment::Device(device) => Some(device),
+            Attachment::Vlan { .. } => None,
+        }
+    }
 
     /// The gateway for the family of `address`.
     pub fn gateway_for(&self, address: IpAddr) -> Option<IpAddr> {
@@ -170,6 +184,17 @@ pub struct Neighbour {
 }
 
 impl Config {
+    /// The ports that have a device of their own.
+    pub fn devices(&self) -> impl Iterator<Item = (&Port, &str)> {
+        let with_device = |port| Some((port, Port::device(port)?));
+        self.ports.iter().filter_map(with_device)
+    }
+
+    /// The index of the port of this name that has a device.
+    pub fn parent(&self, name: &str) -> Option<usize> {
+        self.devices().position(|(port, _)| port.name == name)
+    }
+
     /// The port by which packets to `address` leave: the one with the longest matching subnet or
     /// route, else the first with a gateway of that family.
     pub fn egress(&self, address: IpAddr) -> Option<&Port> {

@@ -30,7 +30,8 @@ pub(super) struct Spans {
 #[derive(Default)]
 pub(super) struct PortSpans {
     pub name: Span,
-    pub device: Span,
+    /// Of the device, or of the VLAN's parent.
+    pub attachment: Span,
     pub addresses: Vec<Span>,
     pub check_addresses: Vec<Span>,
     pub gateways: Vec<Span>,
@@ -87,11 +88,12 @@ pub(super) fn read(mut root: Reader<'_>) -> Draft {
         root.sink.push(root.span, ConfigError::NoPort);
     }
     for reader in port_readers {
-        if let Some((port, span)) = read_port(reader) {
-            ports.push(port);
-            spans.ports.push(span);
-        }
+        ports.extend(read_port(reader));
     }
+    ports.sort_by_key(|(port, _)| port.device().is_none());
+    let (mut ports, port_spans): (Vec<Port>, _) = ports.into_iter().unzip();
+    spans.ports = port_spans;
+    inherit(&mut ports);
     let mut services = Vec::new();
     for reader in root.tables("service") {
         if let Some((service, span)) = read_service(reader) {
@@ -168,11 +170,50 @@ pub(super) const SECOND: Duration = Duration::from_secs(1);
 pub(super) const MILLISECOND: Duration = Duration::from_millis(1);
 pub(super) const DAY: Duration = Duration::from_secs(86_400);
 
+/// A VLAN's packets are as long as its parent's.
+fn inherit(ports: &mut [Port]) {
+    let mtus: Vec<(String, u16)> = ports.iter().map(|p| (p.name.clone(), p.mtu)).collect();
+    for port in ports {
+        if let Attachment::Vlan { parent, .. } = &port.attachment
+            && let Some((_, mtu)) = mtus.iter().find(|(name, _)| name == parent)
+        {
+            port.mtu = *mtu;
+        }
+    }
+}
+
+/// The device, or the VLAN and its parent. What belongs to the device is the parent's to say.
+fn read_attachment(r: &mut Reader<'_>) -> Option<At<Attachment>> {
+    let is_vlan = r.has("vlan") || r.has("parent");
+    if !is_vlan {
+        let device = r.string("device");
+        r.require("device", "\"0000:01:00.0\"");
+        return device.map(|at| At {
+            value: Attachment::Device(at.value.to_owned()),
+            span: at.span,
+        });
+    }
+    let parent = r.parsed("parent", parse_name);
+    r.require("parent", "\"wan\"");
+    let vlan = r.integer("vlan", 1..=4094);
+    r.require("vlan", "7");
+    for key in ["device", "mtu", "rx_descriptors", "tx_descriptors"] {
+        r.refuse(key, |key| ConfigError::ParentsKey { key });
+    }
+    let (parent, vlan) = (parent?, vlan?);
+    Some(At {
+        value: Attachment::Vlan {
+            parent: parent.value,
+            id: vlan.value,
+        },
+        span: parent.span,
+    })
+}
+
 fn read_port(mut r: Reader<'_>) -> Option<(Port, PortSpans)> {
     let name = r.parsed("name", parse_name);
     r.require("name", "\"wan\"");
-    let device = r.string("device");
-    r.require("device", "\"0000:01:00.0\"");
+    let attachment = read_attachment(&mut r);
     let own = |text: &str| {
         let prefix: Prefix = text.parse()?;
         check_unicast(prefix.address).map(|_| prefix)
@@ -197,17 +238,16 @@ fn read_port(mut r: Reader<'_>) -> Option<(Port, PortSpans)> {
     let mtu = r
         .integer("mtu", 576..=9600)
         .map_or(Port::DEFAULT_MTU, |at| at.value);
-    let vlan = r.integer("vlan", 1..=4094).map(|at| at.value);
     let kernel_interface = r
         .parsed("kernel_interface", parse_interface)
         .map(|at| at.value);
     let rx = r.integer("rx_descriptors", 32..=32_768);
     let tx = r.integer("tx_descriptors", 32..=32_768);
     r.finish();
-    let (name, device) = (name?, device?);
+    let (name, attachment) = (name?, attachment?);
     let spans = PortSpans {
         name: name.span,
-        device: device.span,
+        attachment: attachment.span,
         addresses: address_spans,
         check_addresses: check_spans,
         gateways: gateway_spans,
@@ -216,14 +256,13 @@ fn read_port(mut r: Reader<'_>) -> Option<(Port, PortSpans)> {
     };
     let port = Port {
         name: name.value,
-        device: device.value.to_owned(),
+        attachment: attachment.value,
         addresses,
         check_addresses,
         gateways,
         routes,
         neighbours,
         mtu,
-        vlan,
         kernel_interface,
         rx_descriptors: rx.map_or(Port::DEFAULT_DESCRIPTORS, |at| at.value),
         tx_descriptors: tx.map_or(Port::DEFAULT_DESCRIPTORS, |at| at.value),

@@ -337,6 +337,18 @@ impl<'a> Reader<'a> {
         Reader::new(self.sink, &self.name(key), value.span().into(), table)
     }
 
+    pub fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
+    /// Records that a key which is known otherwise has no place here.
+    pub fn refuse(&mut self, key: &'static str, error: impl Fn(String) -> ConfigError) {
+        self.known.push(key);
+        if let Some((name, _)) = self.table.get_key_value(key) {
+            self.sink.push(name.span().into(), error(self.name(key)));
+        }
+    }
+
     /// Whether the key is a string here, for keys that may be a string or a table.
     pub fn is_string(&self, key: &str) -> bool {
         self.table

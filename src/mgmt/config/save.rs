@@ -188,12 +188,19 @@ fn write_management(out: &mut Writer, management: &Management) {
 fn write_port(out: &mut Writer, port: &Port) {
     out.header("[[port]]");
     out.string("name", &port.name);
-    out.string("device", &port.device);
+    match &port.attachment {
+        Attachment::Device(device) => out.string("device", device),
+        Attachment::Vlan { parent, id } => {
+            out.string("parent", parent);
+            out.raw("vlan", id);
+        }
+    }
     out.strings("addresses", &port.addresses);
     out.strings("check_address", &port.check_addresses);
     out.strings("gateway", &port.gateways);
-    out.changed("mtu", &port.mtu, &Port::DEFAULT_MTU, u16::to_string);
-    out.optional("vlan", port.vlan);
+    if port.device().is_some() {
+        out.changed("mtu", &port.mtu, &Port::DEFAULT_MTU, u16::to_string);
+    }
     out.optional_string("kernel_interface", port.kernel_interface.as_ref());
     out.changed(
         "rx_descriptors",

@@ -10,6 +10,7 @@ use crate::lb::owner::Sides;
 use crate::lb::route::{Link, Prefix, Routes, Target};
 use crate::lb::service_map::{Listen, ServiceMap};
 use crate::lb::snapshot::*;
+use crate::lb::vlan::{Vlan, Vlans};
 use crate::mgmt::net::NetState;
 
 use super::service::method;
@@ -45,6 +46,17 @@ impl Desired {
         ports
             .flat_map(|p| p.check_addresses.iter().copied())
             .collect()
+    }
+
+    /// The VLANs, which come behind the ports that have devices.
+    pub(super) fn vlans(&self) -> Vlans {
+        let devices = self.ports.iter().filter(|port| port.vlan.is_none());
+        let vlan = |facts: &PortFacts| {
+            let port = facts.device as u8;
+            facts.vlan.map(|id| Vlan { port, id })
+        };
+        let vlans = self.ports.iter().filter_map(vlan).collect();
+        Vlans::new(devices.count() as u8, vlans)
     }
 
     pub(super) fn routes(&self, links: &Links) -> Routes {

@@ -69,6 +69,7 @@ impl Desired {
                     mtu: p.mtu,
                 })
                 .collect(),
+            vlans: Arc::new(self.vlans()),
             routes: Arc::new(self.routes(&links)),
             own: Arc::new(own),
             checks: Arc::new(self.check_addresses()),

@@ -34,6 +34,10 @@ pub struct PortFacts {
     pub name: String,
     pub mac: [u8; 6],
     pub mtu: u16,
+    /// The index of the port that it is, or is a VLAN of.
+    pub device: usize,
+    /// The VLAN's id.
+    pub vlan: Option<u16>,
 }
 
 /// Entries of the redirection table that stands for all ports' until their RSS is confirmed.
@@ -42,6 +46,7 @@ pub const RETA: u16 = 128;
 /// What should be, as management knows it.
 pub struct Desired {
     pub config: Config,
+    /// As in the configuration: first those with devices, then the VLANs.
     ports: Vec<PortFacts>,
     services: Ids<String>,
     backends: Ids<BackendKey>,
@@ -104,9 +109,18 @@ impl Desired {
         }
     }
 
-    /// The port has another MAC address since it was reset.
+    /// The port has another MAC address since it was reset, and so have its VLANs.
     pub fn set_port_mac(&mut self, port: usize, mac: [u8; 6]) {
-        self.ports[port].mac = mac;
+        for facts in self.ports.iter_mut().filter(|f| f.device == port) {
+            facts.mac = mac;
+        }
+    }
+
+    /// The indexes of a port and its VLANs.
+    pub fn interfaces_of(&self, port: usize) -> Vec<u16> {
+        let all = (0..).zip(&self.ports);
+        let of_port = all.filter(|(_, facts)| facts.device == port);
+        of_port.map(|(index, _)| index).collect()
     }
 
     /// Takes a new configuration; backends that it no longer has become removed ones.

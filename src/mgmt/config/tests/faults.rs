@@ -9,6 +9,7 @@ use crate::mgmt::config::ConfigError::BadValue;
 /// What every case stands on. `§` in a case marks where the fault is reported.
 const PORT: &str =
     "[[port]]\nname = \"wan\"\ndevice = \"net_null0\"\naddresses = [\"192.0.2.2/24\"]\n";
+const VLAN: &str = "[[port]]\nname = \"in7\"\nvlan = 7\nparent = \"wan\"\n";
 const NAT: &str = "[[service]]\nname = \"web\"\nlisten = \"tcp:198.51.100.80:80\"\nmethod = \"nat\"\nscheduler = \"rr\"\n";
 const BACKEND: &str = "[[service.backend]]\nname = \"a\"\naddress = \"192.0.2.11\"\n";
 
@@ -20,8 +21,11 @@ struct Case {
     missing: &'static [Missing],
 }
 
-/// As before a scheduler was there.
-const EARLY: &[Missing] = &[Missing::Value("service.scheduler", "wlc")];
+/// As before a scheduler and gateways were there.
+const EARLY: &[Missing] = &[
+    Missing::Value("service.scheduler", "wlc"),
+    Missing::Key("port.gateway"),
+];
 
 fn now(text: impl Into<String>, fault: &'static str) -> Case {
     Case {
@@ -71,12 +75,12 @@ fn syntax_cases() -> Vec<Case> {
             "unknown key \"firewall\" in the file; remove it",
         ),
         now(
-            format!("{PORT}§vlan = 5\n"),
-            "port.vlan is not supported yet; remove it",
-        ),
-        now(
             service("scheduler_options = 1").replace("scheduler_options", "§schedular"),
             "unknown key \"schedular\" in [service]; did you mean \"scheduler\"?",
+        ),
+        early(
+            format!("{PORT}§gateway = \"192.0.2.1\"\n"),
+            "port.gateway is not supported yet; remove it",
         ),
         early(
             format!("{PORT}{}", NAT.replace("\"rr\"", "§\"wlc\"")),
@@ -208,6 +212,41 @@ fn uniqueness_cases() -> Vec<Case> {
         now(
             format!("{PORT}[[port]]\nname = §\"wan\"\ndevice = \"net_null1\"\n"),
             "port \"wan\" is already on line 2; give it another name",
+        ),
+        now(
+            format!("{PORT}[[port]]\nname = \"in\"\nvlan = 7\nparent = §\"lan\"\n"),
+            "no port with a device is called \"lan\"; name the [[port]] that the VLAN is on",
+        ),
+        now(
+            format!("{PORT}§[[port]]\nname = \"in\"\nvlan = 7\n"),
+            "[port] has no parent; add parent = \"wan\"",
+        ),
+        now(
+            format!("{PORT}§[[port]]\nname = \"in\"\nparent = \"wan\"\n"),
+            "[port] has no vlan; add vlan = 7",
+        ),
+        now(
+            format!("{PORT}{VLAN}[[port]]\nname = \"b\"\nvlan = 7\nparent = §\"wan\"\n"),
+            "VLAN 7 of port \"wan\" is already on line 8; remove one of them",
+        ),
+        now(
+            format!("{PORT}{VLAN}§mtu = 9000\n"),
+            "port.mtu belongs to the VLAN's parent; remove it here",
+        ),
+        now(
+            format!("{PORT}{}", VLAN.replace("vlan = 7", "vlan = §4095")),
+            "port.vlan = 4095 is out of range; use 1 to 4094",
+        ),
+        now(
+            PORT.to_owned()
+                + &(1..=255)
+                    .map(|n| {
+                        VLAN.replace("in7", &format!("in{n}"))
+                            .replace("= 7", &format!("= {n}"))
+                    })
+                    .collect::<String>()
+                    .replace("\"in255\"", "§\"in255\""),
+            "there are 256 ports and VLANs; at most 255 are possible",
         ),
         now(
             format!("{PORT}[[port]]\nname = \"lan\"\ndevice = §\"net_null0\"\n"),

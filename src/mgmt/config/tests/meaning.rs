@@ -127,6 +127,21 @@ fn timeouts_and_health_are_read() {
 }
 
 #[test]
+fn vlans_come_behind_the_ports_and_have_their_mtu() {
+    let text = "[[port]]\nname = \"in\"\nparent = \"lan\"\nvlan = 7\naddresses = \"10.7.0.2/24\"\n\
+                [[port]]\nname = \"wan\"\ndevice = \"net_null0\"\n\
+                [[port]]\nname = \"lan\"\ndevice = \"net_null1\"\nmtu = 9000\n";
+    let config = parse(text).unwrap();
+    let ports: Vec<_> = config.ports.iter().map(|p| (&*p.name, p.mtu)).collect();
+    assert_eq!(ports, [("wan", 1500), ("lan", 9000), ("in", 9000)]);
+    assert_eq!(config.parent("lan"), Some(1));
+    assert_eq!(config.parent("in"), None);
+    let by = config.egress("10.7.0.9".parse().unwrap());
+    assert_eq!(by.map(|port| &*port.name), Some("in"));
+    assert_eq!(parse(&to_toml(&config)).unwrap(), config);
+}
+
+#[test]
 fn packets_leave_by_the_most_specific_port() {
     let port = |name: &str, rest: &str| {
         format!("[[port]]\nname = \"{name}\"\ndevice = \"{name}\"\n{rest}\n")

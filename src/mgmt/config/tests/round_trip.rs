@@ -31,12 +31,19 @@ addresses = ["192.0.2.2/24", "2001:db8::2/64"]
 check_address = ["192.0.2.3", "2001:db8::3"]
 gateway = ["192.0.2.1", "2001:db8::1"]
 mtu = 9000
-vlan = 7
 kernel_interface = "wan0"
 rx_descriptors = 512
 tx_descriptors = 256
 route = [{ to = "10.0.0.0/8", via = "192.0.2.9" }, { to = "2001:db8:5::/48", via = "2001:db8::9" }]
 neighbour = [{ address = "192.0.2.11", mac = "02:00:00:00:00:11" }]
+
+[[port]]
+name = "inside"
+parent = "wan"
+vlan = 7
+addresses = "10.7.0.2/24"
+check_address = "10.7.0.3"
+gateway = "10.7.0.1"
 
 [[service]]
 name = "web"
