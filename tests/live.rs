@@ -248,3 +248,76 @@ fn what_cannot_be_changed_is_refused_and_changes_nothing() {
 
     assert_eq!(running.say(&["status", "--ipvsadm"]), before);
 }
+
+/// The kinds of the events so far, in their order.
+fn kinds(running: &Running) -> Vec<String> {
+    let past = running.say(&["events", "--past"]);
+    let kind = |line: &str| line.split_whitespace().nth(1).unwrap().to_owned();
+    past.lines().map(kind).collect()
+}
+
+#[test]
+fn what_happens_is_told_as_events() {
+    let mut running = Running::start("events");
+    running.say(&["backend", "add", "web", "b", "--address", "192.0.2.12"]);
+    running.say(&["backend", "drain", "web", "a"]);
+    running.wait_for("drain", |running| {
+        kinds(running).contains(&"drain-ended".to_owned())
+    });
+    running.say(&["backend", "drain", "web", "a", "--undo"]);
+    running.write("[[port]]\nname = 5\n");
+    running.signal("HUP");
+    running.wait_for("refusal", |running| {
+        kinds(running).contains(&"reload-refused".to_owned())
+    });
+    let told = kinds(&running).into_iter();
+    let of_us = told.filter(|kind| kind.starts_with("reload") || kind.starts_with("drain"));
+    assert_eq!(
+        of_us.collect::<Vec<_>>(),
+        [
+            "reload",
+            "reload",
+            "drain-begun",
+            "drain-ended",
+            "reload",
+            "reload-refused"
+        ]
+    );
+    let past = running.say(&["events", "--past"]);
+    assert!(past.contains("configuration changed: + service web backend b\n"));
+    assert!(past.contains("drain ended: it has no connections any more\n"));
+    let refused = past.lines().find(|line| line.contains("reload-refused"));
+    assert!(
+        refused.unwrap().contains("port.name is a whole number"),
+        "{past}"
+    );
+}
+
+#[test]
+fn events_are_followed_until_evenkeel_ends() {
+    use std::io::{BufRead as _, BufReader};
+    let running = Running::start("follow");
+    let mut follower = Command::new(env!("CARGO_BIN_EXE_evenkeel"))
+        .args(["events", "--json", "--after", "0", "--socket"])
+        .arg(running.directory.join("socket"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    running.say(&["backend", "set", "web", "a", "--weight", "7"]);
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+    let told = lines.find_map(|line| {
+        let event: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
+        (event["kind"] == "reload").then_some(event)
+    });
+    let message = told.unwrap()["message"].as_str().unwrap().to_owned();
+    assert_eq!(
+        message,
+        "configuration changed: ~ service web backend a: weight: default -> 7"
+    );
+    running.signal("TERM");
+    let ended = follower.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(1));
+    let error = String::from_utf8(ended.stderr).unwrap();
+    assert!(error.contains("evenkeel has ended"), "{error}");
+}

@@ -67,6 +67,33 @@ pub async fn change<T: DeserializeOwned>(
     from_json(&within_patience(ask(socket, method, path, body)).await?)
 }
 
+/// Gets what is at `path` piece by piece, for as long as it comes and `take` wants more.
+pub async fn follow(
+    socket: &Path,
+    path: &str,
+    mut take: impl FnMut(&[u8]) -> bool,
+) -> Result<(), ClientError> {
+    let stream = within_patience(connect(socket, true)).await?;
+    let request = request(Method::GET, path, String::new())?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    // It ends with the runtime of the command.
+    tokio::spawn(connection);
+    let answer = async { Ok(sender.send_request(request).await?) };
+    let response = within_patience(answer).await?;
+    let is_success = response.status().is_success();
+    let mut body = response.into_body();
+    if !is_success {
+        return Err(refused(&body.collect().await?.to_bytes()));
+    }
+    while let Some(frame) = body.frame().await {
+        if !frame?.data_ref().is_none_or(|bytes| take(bytes)) {
+            break;
+        }
+    }
+    Ok(())
+}
+
 fn from_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, ClientError> {
     serde_json::from_slice(body).map_err(|error| ClientError::Answer(error.to_string()))
 }
@@ -85,19 +112,22 @@ async fn ask(
     body: String,
 ) -> Result<Bytes, ClientError> {
     let stream = connect(socket, method == Method::GET).await?;
+    exchange(stream, request(method, path, body)?).await
+}
+
+fn request(method: Method, path: &str, body: String) -> Result<Request<Full<Bytes>>, ClientError> {
     let kind = if body.starts_with('{') {
         "application/json"
     } else {
         "text/plain"
     };
-    let request = Request::builder()
+    Request::builder()
         .method(method)
         .uri(path)
         .header(header::HOST, "evenkeel")
         .header(header::CONTENT_TYPE, kind)
         .body(Full::from(body))
-        .map_err(|error| ClientError::Answer(error.to_string()))?;
-    exchange(stream, request).await
+        .map_err(|error| ClientError::Answer(error.to_string()))
 }
 
 /// The socket for everything, or the read-only one where we may not use that and only look.
@@ -142,8 +172,12 @@ async fn exchange(stream: UnixStream, request: Request<Full<Bytes>>) -> Result<B
     if is_success {
         return Ok(body);
     }
-    match serde_json::from_slice(&body) {
-        Ok(problem) => Err(ClientError::Refused(problem)),
-        Err(error) => Err(ClientError::Answer(error.to_string())),
+    Err(refused(&body))
+}
+
+fn refused(body: &[u8]) -> ClientError {
+    match serde_json::from_slice(body) {
+        Ok(problem) => ClientError::Refused(problem),
+        Err(error) => ClientError::Answer(error.to_string()),
     }
 }

@@ -8,6 +8,7 @@ mod change;
 mod check;
 mod client;
 mod connections;
+mod events;
 mod import;
 mod ipvsadm;
 pub mod log;
@@ -51,6 +52,8 @@ pub enum CliError {
     Runtime(io::Error),
     #[error("cannot show this as JSON: {0}; leave out --json")]
     Json(serde_json::Error),
+    #[error("evenkeel has ended, and the stream with it; look into its log")]
+    Ended,
     /// Everything has been said on standard output.
     #[error("")]
     Said,
@@ -92,6 +95,8 @@ pub enum Command {
     Status(status::StatusArgs),
     /// List tracked connections
     Connections(connections::ConnectionsArgs),
+    /// Follow what happens: backends up and down, reloads, drains, limits, ...
+    Events(events::EventsArgs),
     /// Make a running evenkeel use a configuration file
     Reload(change::ReloadArgs),
     /// Write the configuration in use to a file
@@ -128,6 +133,7 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
         Command::Check(file) => check::run(&file, &shared),
         Command::Status(args) => status::run(&args, &shared),
         Command::Connections(args) => connections::run(&args, &shared),
+        Command::Events(args) => events::run(&args, &shared),
         Command::Reload(args) => change::reload(&args, &shared),
         Command::Save(file) => change::save(&file, &shared),
         Command::Service(command) => change::service(&command, &shared),

@@ -164,6 +164,8 @@ pub struct WorkerCounters {
     pub holds_cut_short: Counter,
     /// Gauge: fragments that wait for their first one.
     pub held: Counter,
+    /// Gauge: 1 while the flood guard is up.
+    pub guard_up: Counter,
     /// Gauges of the tables, in entries.
     pub table_v4: Counter,
     pub table_v6: Counter,
@@ -199,6 +201,7 @@ impl WorkerCounters {
             local_ports_all: Counter::default(),
             holds_cut_short: Counter::default(),
             held: Counter::default(),
+            guard_up: Counter::default(),
             table_v4: Counter::default(),
             table_v6: Counter::default(),
             generation: Counter::default(),

@@ -642,6 +642,7 @@ impl Shard {
     pub fn sweep(&mut self, now: Now, buckets: usize) {
         let (counters, ports) = (&self.counters, &mut self.local_ports);
         let age = self.guard.embryo_age(now);
+        counters.guard_up.set(self.guard.is_up(now).into());
         let buckets = match self.guard.is_up(now) {
             true => buckets * 4,
             false => buckets,

@@ -26,6 +26,7 @@ use super::api::Request;
 use super::checks::{self, Checks};
 use super::config::Config;
 use super::desired::Desired;
+use super::events::{EventKind, Events, Happening};
 use super::hash_tables::{Building, Progress};
 use super::hooks::Hooks;
 use super::load::Load;
@@ -33,6 +34,7 @@ use super::net::{NetState, Output, net_ports, vips};
 use super::ports::{Change, Ports};
 use super::start::Machine;
 use super::status::Source;
+use super::watch::Watch;
 use super::workers::WorkerLink;
 
 use answer::Listing;
@@ -49,6 +51,8 @@ pub struct Appliance {
     pub checks: Checks,
     pub load: Load,
     hooks: Hooks,
+    events: Events,
+    watch: Watch,
     /// Hash tables that the next snapshot waits for.
     building: Option<Building>,
     pub workers: Vec<WorkerLink>,
@@ -80,6 +84,8 @@ impl Appliance {
             checks,
             load,
             hooks: Hooks::default(),
+            events: Events::default(),
+            watch: Watch::default(),
             building: None,
             workers: machine.workers,
             current,
@@ -164,6 +170,7 @@ impl Appliance {
             self.next_slow_look = now + SLOW_LOOK;
             self.stale |= self.desired.look_at_drains(now);
             self.collect_removed();
+            self.watch(now);
             self.load.responded(self.checks.engine().measured(), now);
         }
         self.stale |= self.load.tick(&mut self.desired, &self.workers, now);
@@ -187,6 +194,9 @@ impl Appliance {
                 let ports = net_ports(&self.desired.config, self.desired.ports());
                 self.net.set_ports(ports, now, out);
                 self.stale = true;
+                let port = self.desired.config.ports[index].name.clone();
+                let message = format!("port {port}: reset by its device, and works again");
+                self.tell(Happening::new(EventKind::PortReset, message).of_port(port));
             }
             for interface in self.desired.interfaces_of(index) {
                 self.net.link_up(interface, now, out);
@@ -196,12 +206,7 @@ impl Appliance {
 
     fn collect_removed(&mut self) {
         let workers = &self.workers;
-        let has_connections = |id: crate::lb::snapshot::BackendId| {
-            workers.iter().any(|worker| {
-                let counters = worker.counters.backends.get(id.0 as usize);
-                counters.is_some_and(|c| c.active.get() + c.inactive.get() > 0)
-            })
-        };
+        let has_connections = |id| news::tracked(workers, id) > 0;
         self.stale |= self.desired.collect_removed(has_connections);
     }
 

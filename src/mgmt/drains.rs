@@ -41,10 +41,15 @@ impl Drains {
         news
     }
 
+    /// Whether the backend's deadline has passed.
+    pub fn is_over(&self, id: BackendId) -> bool {
+        self.drains.get(&id).is_some_and(|drain| drain.over)
+    }
+
     /// The state of a backend that would be in `state` but for its drain's deadline.
     pub fn state(&self, id: BackendId, state: BackendState) -> BackendState {
-        match (state, self.drains.get(&id)) {
-            (BackendState::Drained, Some(drain)) if drain.over => BackendState::Removed,
+        match state {
+            BackendState::Drained if self.is_over(id) => BackendState::Removed,
             _ => state,
         }
     }

@@ -6,6 +6,7 @@ pub mod checks;
 pub mod config;
 pub mod desired;
 pub mod drains;
+pub mod events;
 pub mod feedback;
 pub mod hash_tables;
 pub mod health;
@@ -18,6 +19,7 @@ pub mod quorum;
 pub mod start;
 pub mod status;
 pub mod timers;
+pub mod watch;
 pub mod workers;
 
 use std::path::Path;

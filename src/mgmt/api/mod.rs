@@ -7,6 +7,7 @@ mod problem;
 mod request;
 mod server;
 mod socket;
+mod stream;
 mod view;
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use super::change::{Applied, Edit, Replace, etag};
 use super::problem::Problem;
 use super::view::{Connections, ServiceStatus, Status};
 use crate::mgmt::config::Config;
+use crate::mgmt::events::Feed;
 use crate::mgmt::metrics::Families;
 
 /// One question with the way back for its answer.
@@ -23,6 +24,11 @@ pub enum Request {
     Connections {
         filter: ConnectionFilter,
         reply: oneshot::Sender<Connections>,
+    },
+    /// The events after the one of this number, if it is given, and all that come.
+    Events {
+        after: Option<u64>,
+        reply: oneshot::Sender<Feed>,
     },
     /// The configuration in use.
     Config(oneshot::Sender<Arc<Config>>),
@@ -101,6 +107,10 @@ impl Handle {
     pub async fn connections(&self, filter: ConnectionFilter) -> Result<Connections, Problem> {
         self.ask(|reply| Request::Connections { filter, reply })
             .await
+    }
+
+    pub async fn events(&self, after: Option<u64>) -> Result<Feed, Problem> {
+        self.ask(|reply| Request::Events { after, reply }).await
     }
 
     pub async fn config(&self) -> Result<Arc<Config>, Problem> {

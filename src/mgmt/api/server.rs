@@ -15,6 +15,7 @@ use super::change::{Applied, BackendSettings, Edit, etag, invalid_file};
 use super::problem::Problem;
 use super::request::{ConnectionFilter, Handle};
 use super::socket::Socket;
+use super::stream;
 use super::view::{Connections, ServiceStatus, Status};
 use crate::mgmt::config::{parse, to_toml};
 
@@ -62,6 +63,7 @@ fn reading() -> Router<Handle> {
         .route("/v1/services/{name}", get(service))
         .route("/v1/connections", get(connections))
         .route("/v1/config", get(config))
+        .route("/v1/events", get(stream::events))
         .route("/v1/openapi.json", get(description))
 }
 
@@ -142,7 +144,7 @@ struct IfMatch {
     content_type = "application/problem+json"
 )]
 #[expect(dead_code, reason = "only the description of it is used")]
-struct Failed(Problem);
+pub(super) struct Failed(Problem);
 
 /// The description of this interface in OpenAPI 3.1, made from the code.
 #[derive(OpenApi)]
@@ -157,6 +159,7 @@ struct Failed(Problem);
         service,
         connections,
         config,
+        stream::events,
         description,
         replace_config,
         put_service,

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::mgmt::config;
+use crate::mgmt::events::{Event, EventKind, Events, Happening};
 use crate::mgmt::metrics::Families;
 
 /// A directory of its own that goes away with the test.
@@ -60,8 +61,13 @@ async fn management(mut requests: mpsc::Receiver<Request>) {
     let text = "[[port]]\nname = \"p\"\ndevice = \"net_null0\"\n";
     let text = format!("{text}addresses = [\"192.0.2.2/24\"]\n{SERVICE}");
     let mut config = Arc::new(config::parse(&text).unwrap());
+    let mut events = Events::default();
+    for kind in [EventKind::LinkDown, EventKind::LinkUp] {
+        events.tell(Happening::new(kind, kind.token()).of_port("p"));
+    }
     while let Some(request) = requests.recv().await {
         match request {
+            Request::Events { after, reply } => drop(reply.send(events.follow(after))),
             Request::Metrics(reply) => drop(reply.send(Families::default())),
             Request::Status(reply) => {
                 let web = ServiceStatus {
@@ -98,6 +104,7 @@ async fn management(mut requests: mpsc::Receiver<Request>) {
                 let decided = decide(&config, &replace.config, if_match, replace.dry_run);
                 if decided.as_ref().is_ok_and(|applied| !applied.dry_run) {
                     config = Arc::new(*replace.config);
+                    events.tell(Happening::new(EventKind::Reload, "another configuration"));
                 }
                 let _ = replace.reply.send(decided);
             }
@@ -197,6 +204,8 @@ fn the_interface_describes_itself() {
         for (path, methods) in paths {
             for method in methods.as_object().unwrap().keys() {
                 let path = path.replace("{name}", "web").replace("{backend}", "a");
+                // Without this it would not end.
+                let path = path.replace("/events", "/events?follow=false");
                 let answer = ask(&socket, &method.to_uppercase(), &path).await;
                 let (there, status) = (answer.status, answer.status.as_u16());
                 assert_ne!(there, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
@@ -250,6 +259,79 @@ fn connections_are_filtered_by_the_query() {
         assert!(found.more);
         let found: Connections = ask(&socket, "GET", "/v1/connections").await.json();
         assert!(!found.more, "the limit has a default");
+    });
+}
+
+/// The events in a text of server-sent events, each with its name and number.
+fn told(text: &[u8]) -> Vec<(String, u64, Event)> {
+    let text = String::from_utf8(text.to_vec()).unwrap();
+    let read = |block: &str| {
+        let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name));
+        let event = serde_json::from_str(field("data: ")?).unwrap();
+        let (name, id) = (
+            field("event: ")?.to_owned(),
+            field("id: ")?.parse().unwrap(),
+        );
+        Some((name, id, event))
+    };
+    text.split("\n\n").filter_map(read).collect()
+}
+
+#[test]
+fn events_that_were_kept_are_told_on_both_sockets() {
+    with_server("kept-events", async |socket| {
+        for socket in [socket.clone(), read_only_path(&socket)] {
+            let answer = ask(&socket, "GET", "/v1/events?follow=false").await;
+            assert_eq!(answer.kind, "text/event-stream");
+            let events = told(&answer.body);
+            let ids: Vec<_> = events
+                .iter()
+                .map(|(name, id, _)| (name.as_str(), *id))
+                .collect();
+            assert_eq!(ids, [("link-down", 1), ("link-up", 2)]);
+            assert_eq!(events[0].2.what.port.as_deref(), Some("p"));
+            assert_eq!(
+                (events[0].2.id, events[0].2.what.kind),
+                (1, EventKind::LinkDown)
+            );
+            let later = ask(&socket, "GET", "/v1/events?follow=false&after=1").await;
+            assert_eq!(told(&later.body).len(), 1);
+        }
+        let again = [("last-event-id", "1")];
+        let answer = send(&socket, "GET", "/v1/events?follow=false", &again, "").await;
+        assert_eq!(
+            told(&answer.body)[0].1,
+            2,
+            "a reader that connects again goes on"
+        );
+    });
+}
+
+#[test]
+fn a_change_is_told_to_who_follows() {
+    with_server("events", async |socket| {
+        let stream = UnixStream::connect(&socket).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .unwrap();
+        let driver = tokio::spawn(connection);
+        let request = hyper::Request::get("/v1/events").header("host", "test");
+        let request = request.body(Full::<Bytes>::default()).unwrap();
+        let mut body = sender.send_request(request).await.unwrap().into_body();
+        let gone = ask(&socket, "DELETE", "/v1/services/web").await;
+        assert_eq!(gone.status, StatusCode::OK);
+        let mut text = Vec::new();
+        while told(&text).is_empty() {
+            text.extend(body.frame().await.unwrap().unwrap().into_data().unwrap());
+        }
+        let (name, id, event) = told(&text).remove(0);
+        assert_eq!(
+            (name.as_str(), id),
+            ("reload", 3),
+            "what came before is not told"
+        );
+        assert_eq!(event.what.message, "another configuration");
+        driver.abort();
     });
 }
 
@@ -363,6 +445,8 @@ fn errors_are_problem_details_that_say_what_to_do() {
             ("GET", "/v1/connections?client=x", 400, "bad-query"),
             ("GET", "/v1/connections?clint=192.0.2.1", 400, "bad-query"),
             ("GET", "/v1/connections?limit=-1", 400, "bad-query"),
+            ("GET", "/v1/events?after=x", 400, "bad-query"),
+            ("GET", "/v1/events?before=1", 400, "bad-query"),
         ];
         for (method, path, status, kind) in cases {
             let answer = ask(&socket, method, path).await;

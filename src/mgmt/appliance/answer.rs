@@ -7,7 +7,8 @@ use std::time::Instant;
 use super::Appliance;
 use crate::lb::listing;
 use crate::mgmt::api::{self, ConnectionFilter, Connections, Request};
-use crate::mgmt::config::{self, Config};
+use crate::mgmt::config::{self, Change, Config};
+use crate::mgmt::events::{EventKind, Happening};
 use crate::mgmt::metrics;
 use crate::worker::Message;
 
@@ -36,6 +37,7 @@ impl Appliance {
                 );
                 drop(replace.reply.send(decided));
             }
+            Request::Events { after, reply } => drop(reply.send(self.events.follow(after))),
             Request::Connections { filter, reply } => {
                 self.listings.push_back(Listing {
                     worker: 0,
@@ -59,9 +61,7 @@ impl Appliance {
     ) -> Result<api::Applied, api::Problem> {
         let applied = api::decide(&self.desired.config, &config, if_match, dry_run)?;
         if !dry_run && !applied.diff.is_empty() {
-            for change in &applied.diff.changes {
-                tracing::info!("configuration: {change}");
-            }
+            self.tell(changed(&applied.diff.changes));
             for warning in &applied.warnings {
                 tracing::warn!("configuration: {warning}");
             }
@@ -72,20 +72,19 @@ impl Appliance {
 
     /// Reads the configuration's file again. A faulty one changes nothing.
     pub(super) fn reload(&mut self, path: &Path) {
-        let config = match config::load(path) {
-            Ok(config) => config,
-            Err(error) => {
-                for line in error.to_string().lines() {
-                    tracing::error!("reload: {line}");
+        let refused = match config::load(path) {
+            Err(error) => error.to_string().lines().collect::<Vec<_>>().join(" / "),
+            Ok(config) => match self.replace(config, None, false) {
+                Ok(applied) if applied.diff.is_empty() => {
+                    let message = format!("reload of {}: nothing changes", path.display());
+                    return self.tell(Happening::new(EventKind::Reload, message));
                 }
-                return;
-            }
+                Ok(_) => return,
+                Err(problem) => problem.detail,
+            },
         };
-        match self.replace(config, None, false) {
-            Ok(applied) if applied.diff.is_empty() => tracing::info!("reload: nothing changes"),
-            Ok(applied) => tracing::info!("reload: {} changes", applied.diff.changes.len()),
-            Err(problem) => tracing::error!("reload: {}", problem.detail),
-        }
+        let message = format!("reload of {}: refused: {refused}", path.display());
+        self.tell(Happening::new(EventKind::ReloadRefused, message));
     }
 
     /// Asks the worker whose turn it is for its connections from a bucket on.
@@ -130,4 +129,15 @@ impl Appliance {
             }
         }
     }
+}
+
+/// All changes in a line: the first few in words.
+fn changed(changes: &[Change]) -> Happening {
+    const NAMED: usize = 8;
+    let mut words: Vec<String> = changes.iter().take(NAMED).map(Change::to_string).collect();
+    if changes.len() > NAMED {
+        words.push(format!("{} more", changes.len() - NAMED));
+    }
+    let message = format!("configuration changed: {}", words.join("; "));
+    Happening::new(EventKind::Reload, message)
 }

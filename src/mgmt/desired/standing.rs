@@ -55,13 +55,24 @@ impl Desired {
 
     /// Looks for drains whose deadline has passed; true where there is one.
     pub fn look_at_drains(&mut self, now: Instant) -> bool {
-        let drained = self.each_backend().filter(|(_, backend)| backend.drain);
+        let drained = self.drained();
         let drained: Vec<_> = drained
-            .filter_map(|(service, backend)| {
-                Some((self.find_backend(service, backend)?, service.drain_timeout))
-            })
+            .map(|(id, service, _)| (id, service.drain_timeout))
             .collect();
         self.drains.look(now, drained)
+    }
+
+    /// The backends that are drained.
+    pub fn drained(&self) -> impl Iterator<Item = (BackendId, &config::Service, &config::Backend)> {
+        let drained = self.each_backend().filter(|(_, backend)| backend.drain);
+        drained.filter_map(|(service, backend)| {
+            Some((self.find_backend(service, backend)?, service, backend))
+        })
+    }
+
+    /// Whether a drained backend's deadline has passed.
+    pub fn drain_is_over(&self, id: BackendId) -> bool {
+        self.drains.is_over(id)
     }
 
     pub fn is_down(&self, id: BackendId) -> bool {
