@@ -88,7 +88,7 @@ pub struct Shared {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the load balancer in the foreground until a signal ends it
-    Run(ConfigFile),
+    Run(run::RunArgs),
     /// Check a configuration and say what is wrong with it
     Check(ConfigFile),
     /// Show services and backends, ports, workers and drops
@@ -129,7 +129,7 @@ pub struct ConfigFile {
 pub fn run(cli: Cli) -> Result<(), CliError> {
     let shared = cli.shared;
     match cli.command {
-        Command::Run(file) => run::run(&file),
+        Command::Run(args) => run::run(&args),
         Command::Check(file) => check::run(&file, &shared),
         Command::Status(args) => status::run(&args, &shared),
         Command::Connections(args) => connections::run(&args, &shared),

@@ -1,11 +1,26 @@
 //! `evenkeel run`: the appliance itself, in the foreground.
 
-use crate::mgmt;
+use clap::Args;
 
 use super::{CliError, ConfigFile, log};
+use crate::mgmt::{self, Faults};
 
-pub(super) fn run(file: &ConfigFile) -> Result<(), CliError> {
-    let config = mgmt::config::load(&file.config)?;
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Let the socket ask for faults of management, for tests
+    #[arg(long, hide = true)]
+    allow_faults: bool,
+}
+
+pub(super) fn run(args: &RunArgs) -> Result<(), CliError> {
+    let file = &args.file.config;
+    let config = mgmt::config::load(file)?;
     log::init(config.management.log);
-    Ok(mgmt::run(config, &file.config)?)
+    let faults = match args.allow_faults {
+        true => Faults::Allowed,
+        false => Faults::Refused,
+    };
+    Ok(mgmt::run(config, file, faults)?)
 }

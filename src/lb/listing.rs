@@ -25,6 +25,8 @@ pub struct Listed {
 /// A request for the connections of some buckets, and its answer.
 #[derive(Debug)]
 pub struct Request {
+    /// The asker's own number for the question that this is a part of.
+    pub question: u64,
     /// First bucket to look at; both tables are walked at once.
     pub from: usize,
     /// Where to go on, once filled; `None` at the end of the tables.
@@ -38,8 +40,9 @@ const BUCKETS: usize = 16;
 
 impl Request {
     /// A request that starts at bucket `from`, with room for all that one answer can hold.
-    pub fn new(from: usize) -> Self {
+    pub fn new(question: u64, from: usize) -> Self {
         Self {
+            question,
             from,
             next: None,
             connections: Vec::with_capacity(2 * BUCKETS * super::table::WAYS),

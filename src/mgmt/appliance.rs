@@ -6,6 +6,7 @@
 mod answer;
 mod balance;
 mod ending;
+mod failing;
 mod news;
 mod packets;
 
@@ -14,7 +15,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
@@ -27,14 +27,17 @@ use super::checks::{self, Checks};
 use super::config::Config;
 use super::desired::Desired;
 use super::events::{EventKind, Events, Happening};
+use super::faults::Fault;
 use super::hash_tables::{Building, Progress};
 use super::hooks::Hooks;
 use super::load::Load;
 use super::net::{NetState, Output, net_ports, vips};
 use super::ports::{Change, Ports};
+use super::signals::Signals;
 use super::start::Machine;
 use super::status::Source;
 use super::watch::Watch;
+use super::watchdog::Pulse;
 use super::workers::WorkerLink;
 
 use answer::Listing;
@@ -62,9 +65,18 @@ pub struct Appliance {
     started: Instant,
     notes: Vec<String>,
     listings: VecDeque<Listing>,
+    /// The number of the last question for connections.
+    questions: u64,
     pool: Mempool,
     /// Something that snapshots are made of has changed.
     stale: bool,
+    /// What to go back to, until a snapshot of a new configuration is out.
+    before: Option<Box<Config>>,
+    pulse: Arc<Pulse>,
+    /// A fault that was asked for, and when it is to happen.
+    fault: Option<(Instant, Fault)>,
+    /// Another: nothing is taken back from workers until then.
+    rings_held: Option<Instant>,
     next_slow_look: Instant,
     eal: crate::port::Eal,
 }
@@ -93,9 +105,14 @@ impl Appliance {
             ports: Ports::new(machine.ports, machine.pool.clone()),
             pool: machine.pool,
             stale: true,
+            before: None,
+            pulse: Arc::default(),
+            fault: None,
+            rings_held: None,
             next_slow_look: Instant::now(),
             started: Instant::now(),
             listings: VecDeque::new(),
+            questions: 0,
             notes: Vec::from_iter(
                 machine
                     .eal
@@ -106,26 +123,28 @@ impl Appliance {
         }
     }
 
+    /// Begins to check and to ask, on the current runtime.
+    pub fn start_tasks(&mut self) {
+        self.checks.start();
+        self.load.start();
+    }
+
     /// Runs until a signal ends it.
     /// SIGHUP reads the configuration's file again.
     pub async fn run(
         &mut self,
         file: &Path,
-        mut requests: mpsc::Receiver<Request>,
-    ) -> std::io::Result<()> {
-        let mut hang_up = signal(SignalKind::hangup())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
+        requests: &mut mpsc::Receiver<Request>,
+        signals: &mut Signals,
+    ) {
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        self.checks.start();
-        self.load.start();
         loop {
             tokio::select! {
                 biased;
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
-                _ = hang_up.recv() => self.reload(file),
+                _ = signals.terminate.recv() => return,
+                _ = signals.interrupt.recv() => return,
+                _ = signals.hang_up.recv() => self.reload(file),
                 Some(request) = requests.recv() => self.answer(request),
                 _ = look.tick() => self.look(Instant::now()),
                 event = self.checks.next() => match event {
@@ -135,6 +154,11 @@ impl Appliance {
                 heard = self.load.next() => self.load.heard(heard, Instant::now()),
             }
         }
+    }
+
+    /// The loop's sign of life.
+    pub fn pulse(&self) -> &Arc<Pulse> {
+        &self.pulse
     }
 
     /// Keeps a sentence for operators, shown with the status from now on.
@@ -149,15 +173,16 @@ impl Appliance {
 
     /// One look at everything that can have changed.
     pub fn look(&mut self, now: Instant) {
+        self.pulse.beat(now);
+        if let Some((_, fault)) = self.fault.take_if(|(at, _)| now >= *at) {
+            self.fail(fault);
+        }
         let mut out = Output::default();
+        let takes_back = self.rings_held.is_none_or(|until| now >= until);
         for worker in 0..self.workers.len() {
-            let mut lists = Vec::new();
-            self.workers[worker].collect(|done| match done {
-                Message::List(request) => lists.push(request),
-                Message::Queues { port, rx, tx } => self.ports.returned(port, rx, tx),
-                Message::Swap(_) | Message::Quiesce | Message::Stop => {}
-            });
-            lists.iter().for_each(|request| self.list(request));
+            if takes_back {
+                self.take_back(worker);
+            }
             self.take_passed(worker, now, &mut out);
             self.take_checks(worker, now, &mut out);
         }
@@ -181,6 +206,17 @@ impl Appliance {
         if self.stale || self.building.is_some() {
             self.publish_when_built();
         }
+    }
+
+    /// Takes back the commands that a worker has done.
+    fn take_back(&mut self, worker: usize) {
+        let mut lists = Vec::new();
+        self.workers[worker].collect(|done| match done {
+            Message::List(request) => lists.push(request),
+            Message::Queues { port, rx, tx } => self.ports.returned(port, rx, tx),
+            Message::Swap(_) | Message::Quiesce | Message::Stop => {}
+        });
+        lists.iter().for_each(|request| self.list(request));
     }
 
     pub fn ports(&self) -> &Ports {
@@ -239,6 +275,7 @@ impl Appliance {
         for worker in &mut self.workers {
             worker.publish(&self.current);
         }
+        self.before = None;
     }
 
     /// Takes a new, valid configuration.
@@ -266,6 +303,8 @@ impl Appliance {
             ports: &self.ports,
             uptime: self.started.elapsed(),
             notes: &self.notes,
+            pulse: &self.pulse,
+            pool: &self.pool,
         }
     }
 }

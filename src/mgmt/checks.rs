@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use super::config::{Backend, Config, Service};
 use super::desired::Desired;
 use super::health::{self, HealthEngine, Outgoing, Report, Runner, Transition};
+use super::supervise::{Restarts, caught};
 use crate::lb::parse::ETHERNET;
 use crate::lb::snapshot::BackendId;
 
@@ -64,8 +65,14 @@ impl Checks {
 
     /// Begins to check, on the current runtime.
     pub fn start(&mut self) {
-        if let Some(runner) = self.runner.take() {
-            tokio::spawn(runner.run());
+        if let Some(mut runner) = self.runner.take() {
+            tokio::spawn(async move {
+                let mut restarts = Restarts::of("health checking");
+                while caught(runner.run()).await.is_err() {
+                    restarts.after_panic().await;
+                    runner.put_in_order();
+                }
+            });
         }
     }
 

@@ -86,6 +86,8 @@ impl Hooks {
         let Some(command) = service.map(|s| &s.on_change).filter(|c| !c.is_empty()) else {
             return;
         };
+        // A task that panicked has closed its end.
+        self.queues.retain(|_, queue| !queue.is_closed());
         let queue = self.queues.entry(change.service.clone());
         let queue = queue.or_insert_with(|| {
             let (queue, calls) = mpsc::channel(WAITING);

@@ -7,6 +7,7 @@ pub mod config;
 pub mod desired;
 pub mod drains;
 pub mod events;
+pub mod faults;
 pub mod feedback;
 pub mod hash_tables;
 pub mod health;
@@ -16,10 +17,13 @@ pub mod metrics;
 pub mod net;
 pub mod ports;
 pub mod quorum;
+pub mod signals;
 pub mod start;
 pub mod status;
+pub mod supervise;
 pub mod timers;
 pub mod watch;
+pub mod watchdog;
 pub mod workers;
 
 use std::path::Path;
@@ -27,13 +31,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use thiserror::Error;
+use tokio::sync::mpsc;
 
 use appliance::Appliance;
 use checks::Checks;
 use config::Config;
 use desired::Desired;
+pub use faults::Faults;
 use load::Load;
 use net::{NetState, Output};
+use signals::Signals;
+use supervise::{Restarts, caught};
+use watchdog::Watchdog;
 
 /// Why the appliance did not run to its end.
 #[derive(Debug, Error)]
@@ -76,7 +85,8 @@ pub fn start(config: &Config) -> Result<Appliance, start::StartError> {
 
 /// Runs the appliance until a signal ends it. `file` is where the configuration came from: SIGHUP
 /// reads it again.
-pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
+pub fn run(config: Config, file: &Path, faults: Faults) -> Result<(), RunError> {
+    supervise::log_panics();
     let socket = api::Socket::claim(&config.management.socket)?;
     let mut appliance = start(&config)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -84,14 +94,17 @@ pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
         .build()?;
     let (handle, requests) = api::Handle::new();
     let metrics = metrics_listener(&config, &mut appliance);
+    let watchdog = Watchdog::start(appliance.pulse().clone())?;
     let ran = runtime.block_on(async {
         tokio::select! {
-            served = api::serve(&socket, handle.clone()) => served,
+            served = api::serve(&socket, handle.clone(), faults) => served,
             served = metrics::serve(metrics, handle) => served,
-            ended = appliance.run(file, requests) => ended,
+            ended = manage(&mut appliance, file, requests) => ended,
         }
     });
     tracing::info!("stopping");
+    watchdog::stopping();
+    drop(watchdog);
     let balance = appliance.shut_down()?;
     tracing::info!(
         "packets: {} received + {} generated = {} transmitted + {} dropped + {} passed to management",
@@ -107,6 +120,29 @@ pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
     } else {
         Err(RunError::Unbalanced(balance))
     }
+}
+
+/// The management loop, begun again whenever it panics.
+async fn manage(
+    appliance: &mut Appliance,
+    file: &Path,
+    mut requests: mpsc::Receiver<api::Request>,
+) -> std::io::Result<()> {
+    // Outside of what is begun again: a signal in between must not be lost.
+    let mut signals = Signals::new()?;
+    let mut restarts = Restarts::of("the management loop");
+    appliance.start_tasks();
+    watchdog::ready();
+    while caught(appliance.run(file, &mut requests, &mut signals))
+        .await
+        .is_err()
+    {
+        restarts.after_panic().await;
+        if caught(async { appliance.put_in_order() }).await.is_err() {
+            tracing::error!("management goes on as it is; reload its configuration");
+        }
+    }
+    Ok(())
 }
 
 /// Traffic matters more than metrics: where nobody can listen, it is said and goes on without.

@@ -29,7 +29,7 @@ use super::workers::{COMMANDS, CommandTotals, WorkerLink};
 /// Packets a worker receives at once, and sends at once.
 const BURST: usize = 32;
 /// Packets that may wait for management, and from it, per worker.
-const PASSED: u32 = 1024;
+pub const PASSED: u32 = 1024;
 /// Packets that may wait for their owner.
 const HANDOFF: u32 = 4096;
 /// Packets that mempool caches, bursts in work and TX buffers hold, per worker.

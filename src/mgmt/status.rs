@@ -9,11 +9,12 @@ use crate::lb::counters::{Counter, DropReason};
 use crate::lb::flow::protocol;
 use crate::lb::listing::Listed;
 use crate::lb::snapshot::{self, BackendId};
-use crate::port::{Link, PortInfo, PortStats};
+use crate::port::{Link, Mempool, PortInfo, PortStats};
 
 use super::api::{
-    BackendState, BackendStatus, CheckStatus, ConnectionFilter, ConnectionStatus, PortStatus,
-    QuorumStatus, Reason, ServiceStatus, Status, Traffic, WorkerStatus,
+    BackendState, BackendStatus, CheckStatus, ChecksStatus, ConnectionFilter, ConnectionStatus,
+    ManagementStatus, PortStatus, QuorumStatus, Reason, ServiceStatus, Status, Traffic,
+    WorkerStatus,
 };
 use super::appliance::drops;
 use super::checks::Checks;
@@ -23,7 +24,10 @@ use super::feedback;
 use super::health::Report;
 use super::load::Load;
 use super::ports::Ports;
-use super::workers::WorkerLink;
+use super::start::PASSED;
+use super::supervise::{self, Panics};
+use super::watchdog::{Pulse, Stalls};
+use super::workers::{COMMANDS, WorkerLink};
 
 /// What a status is made of.
 pub struct Source<'a> {
@@ -35,6 +39,8 @@ pub struct Source<'a> {
     pub ports: &'a Ports,
     pub uptime: Duration,
     pub notes: &'a [String],
+    pub pulse: &'a Pulse,
+    pub pool: &'a Mempool,
 }
 
 impl Source<'_> {
@@ -47,6 +53,7 @@ impl Source<'_> {
             services: config.services.iter().map(|s| self.service(s)).collect(),
             ports: self.ports.observe().zip(&config.ports).map(port).collect(),
             workers: self.workers.iter().enumerate().map(worker).collect(),
+            management: self.management(),
             drops: drops(self.workers)
                 .into_iter()
                 .filter(|d| d.1 > 0)
@@ -58,8 +65,51 @@ impl Source<'_> {
                 .iter()
                 .cloned()
                 .chain(self.ports.notes())
+                .chain(self.troubles())
                 .collect(),
         }
+    }
+
+    fn management(&self) -> ManagementStatus {
+        let (stalls, panics) = (self.pulse.stalls(), supervise::panics());
+        let engine = self.checks.engine();
+        let pace = engine.pace();
+        ManagementStatus {
+            stalls: stalls.count,
+            longest_stall_milliseconds: stalls.longest.as_millis() as u64,
+            panics: panics.count,
+            last_panic: panics.last,
+            checks: ChecksStatus {
+                started: pace.started,
+                late: pace.late,
+                skipped: pace.skipped,
+                unjudged: pace.unjudged,
+                latest_milliseconds: pace.worst.as_secs_f64() * 1000.0,
+                in_flight: engine.in_flight() as u64,
+                packets_lost: engine.packets().not_sent,
+            },
+            buffers: self.pool.capacity().into(),
+            buffers_in_use: self.pool.in_use().into(),
+        }
+    }
+
+    /// What management itself has to say of how it does.
+    fn troubles(&self) -> impl Iterator<Item = String> {
+        let Stalls { count, longest } = self.pulse.stalls();
+        let stalled = (count > 0).then(|| {
+            format!(
+                "Management stood still {count} times, at most {:.1} s; packets were forwarded meanwhile.",
+                longest.as_secs_f64()
+            )
+        });
+        let Panics { count, last } = supervise::panics();
+        let panicked = last.map(|last| {
+            format!(
+                "Management was begun again after {count} faults of its own, the last at {last}; please report it."
+            )
+        });
+        let backlogs = self.workers.iter().enumerate().filter_map(backlog);
+        stalled.into_iter().chain(panicked).chain(backlogs)
     }
 
     fn passed(&self) -> Vec<Reason> {
@@ -361,7 +411,21 @@ fn worker((index, worker): (usize, &WorkerLink)) -> WorkerStatus {
         connections: counters.table_v4.get() + counters.table_v6.get(),
         capacity: worker.capacity,
         commands_waiting: (worker.outstanding + worker.backlog.len()) as u64,
+        passed_waiting: worker.passed.len() as u64,
+        checks_waiting: worker.checks.len() as u64,
     }
+}
+
+/// Said where a worker has commands to do for longer than a moment, or management packets to take.
+fn backlog((index, worker): (usize, &WorkerLink)) -> Option<String> {
+    let commands = worker.outstanding + worker.backlog.len();
+    let (passed, checks) = (worker.passed.len(), worker.checks.len());
+    let is_long = commands >= COMMANDS || passed.max(checks) >= PASSED as usize / 2;
+    is_long.then(|| {
+        format!(
+            "Between management and worker {index} there wait {commands} commands, {passed} passed packets and {checks} packets for checks."
+        )
+    })
 }
 
 fn reason((reason, count): (DropReason, u64)) -> Reason {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 
 use crate::lb::counters::WorkerCounters;
+use crate::lb::listing;
 use crate::lb::snapshot::Snapshot;
 use crate::port::ring::{Consumer, Producer};
 use crate::port::{LcoreHandle, Mbuf};
@@ -87,6 +88,20 @@ impl WorkerLink {
             done(*message);
         }
         self.push();
+    }
+
+    /// A fault that was asked for: as many commands as both rings hold and one in the worker's hand,
+    /// which must not be collected meanwhile.
+    pub fn fill_rings(&mut self) {
+        // Beyond the end of every table.
+        let nothing = || Message::List(Box::new(listing::Request::new(0, usize::MAX / 2)));
+        while self.outstanding <= 2 * COMMANDS {
+            // A worker that takes one makes room for the next.
+            if self.commands.push(Box::new(nothing())).is_ok() {
+                self.outstanding += 1;
+                self.totals.sent += 1;
+            }
+        }
     }
 
     /// Nothing is on its way or waits.

@@ -112,6 +112,18 @@ impl Problem {
         )
     }
 
+    /// The management loop panicked over the request, or over something else, and was begun again.
+    pub fn fault() -> Self {
+        let detail = "a fault in management ended this request; see whether it was done, look into \
+                      the log, and please report it";
+        Problem::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "fault",
+            "Fault in evenkeel",
+            detail,
+        )
+    }
+
     /// The management loop did not answer.
     pub fn busy(waited: Duration) -> Self {
         let seconds = waited.as_secs();

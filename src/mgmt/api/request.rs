@@ -13,6 +13,7 @@ use super::problem::Problem;
 use super::view::{Connections, ServiceStatus, Status};
 use crate::mgmt::config::Config;
 use crate::mgmt::events::Feed;
+use crate::mgmt::faults::Fault;
 use crate::mgmt::metrics::Families;
 
 /// One question with the way back for its answer.
@@ -34,6 +35,11 @@ pub enum Request {
     Config(oneshot::Sender<Arc<Config>>),
     /// Another configuration; see [`super::decide`].
     Replace(Replace),
+    /// Where faults may be asked for.
+    Fault {
+        fault: Fault,
+        reply: oneshot::Sender<()>,
+    },
 }
 
 /// Which connections are wanted; what is `None` does not matter.
@@ -155,18 +161,22 @@ impl Handle {
         }
     }
 
+    pub async fn fail(&self, fault: Fault) -> Result<(), Problem> {
+        self.ask(|reply| Request::Fault { fault, reply }).await
+    }
+
     async fn ask<T>(
         &self,
         request: impl FnOnce(oneshot::Sender<T>) -> Request,
     ) -> Result<T, Problem> {
         let (sender, answer) = oneshot::channel();
         let exchange = async {
-            self.requests.send(request(sender)).await.ok()?;
-            answer.await.ok()
+            let sent = self.requests.send(request(sender)).await;
+            sent.map_err(|_| Problem::ending())?;
+            answer.await.map_err(|_| Problem::fault())
         };
         match tokio::time::timeout(PATIENCE, exchange).await {
-            Ok(Some(answer)) => Ok(answer),
-            Ok(None) => Err(Problem::ending()),
+            Ok(answered) => answered,
             Err(_) => Err(Problem::busy(PATIENCE)),
         }
     }

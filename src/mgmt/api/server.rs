@@ -18,14 +18,16 @@ use super::socket::Socket;
 use super::stream;
 use super::view::{Connections, ServiceStatus, Status};
 use crate::mgmt::config::{parse, to_toml};
+use crate::mgmt::faults::Faults;
 
 /// Serves the interface until the task is dropped. Run it as a task of the management thread.
 ///
 /// # Errors
 /// When the runtime cannot take the listening sockets.
-pub async fn serve(socket: &Socket, handle: Handle) -> io::Result<()> {
+pub async fn serve(socket: &Socket, handle: Handle, faults: Faults) -> io::Result<()> {
     let (all, read_only) = socket.listeners()?;
-    let all = axum::serve(all, all_routes(handle.clone())).into_future();
+    let routes = all_routes(handle.clone()).merge(faults.routes(handle.clone()));
+    let all = axum::serve(all, routes).into_future();
     let read_only = axum::serve(read_only, read_routes(handle)).into_future();
     tokio::try_join!(all, read_only).map(|_| ())
 }

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::mgmt::config;
 use crate::mgmt::events::{Event, EventKind, Events, Happening};
+use crate::mgmt::faults::Faults;
 use crate::mgmt::metrics::Families;
 
 /// A directory of its own that goes away with the test.
@@ -69,6 +70,7 @@ async fn management(mut requests: mpsc::Receiver<Request>) {
         match request {
             Request::Events { after, reply } => drop(reply.send(events.follow(after))),
             Request::Metrics(reply) => drop(reply.send(Families::default())),
+            Request::Fault { .. } => panic!("the path does not exist"),
             Request::Status(reply) => {
                 let web = ServiceStatus {
                     name: "web".to_owned(),
@@ -181,7 +183,7 @@ fn with_server<F: Future<Output = ()>>(name: &str, test: impl FnOnce(PathBuf) ->
         let (handle, requests) = Handle::new();
         let test = tokio::time::timeout(Duration::from_secs(20), test(scratch.socket()));
         tokio::select! {
-            served = serve(&socket, handle) => panic!("the server ended: {served:?}"),
+            served = serve(&socket, handle, Faults::Refused) => panic!("the server ended: {served:?}"),
             () = management(requests) => panic!("the handles are gone"),
             ended = test => ended.expect("the test takes too long"),
         }

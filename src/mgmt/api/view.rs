@@ -15,6 +15,8 @@ pub struct Status {
     pub services: Vec<ServiceStatus>,
     pub ports: Vec<PortStatus>,
     pub workers: Vec<WorkerStatus>,
+    #[serde(default)]
+    pub management: ManagementStatus,
     /// Reasons with a count above zero.
     pub drops: Vec<Reason>,
     /// Reasons why packets were given to management or the kernel, above zero.
@@ -193,8 +195,47 @@ pub struct WorkerStatus {
     pub connections: u64,
     /// Connections that its table can hold.
     pub capacity: u64,
-    /// Commands that it has not taken yet.
+    /// Commands that it has not done yet, or whose end management has not seen yet.
     pub commands_waiting: u64,
+    /// Packets passed to management that it has not taken yet: ARP, NDP, ping, what is not balanced.
+    #[serde(default)]
+    pub passed_waiting: u64,
+    /// The same of packets to check addresses.
+    #[serde(default)]
+    pub checks_waiting: u64,
+}
+
+/// How the management thread does, which checks, answers and changes, and forwards nothing.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ManagementStatus {
+    /// Times that its loop stood still for two seconds or more.
+    pub stalls: u64,
+    pub longest_stall_milliseconds: u64,
+    /// Faults in evenkeel itself, after which what failed was begun again.
+    pub panics: u64,
+    pub last_panic: Option<String>,
+    pub checks: ChecksStatus,
+    /// Packet buffers of all ports and workers, and how many hold a packet or lie ready in queues.
+    pub buffers: u64,
+    pub buffers_in_use: u64,
+}
+
+/// How health checks keep up with their plan.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ChecksStatus {
+    pub started: u64,
+    /// Started by more than a tenth of their interval too late.
+    pub late: u64,
+    /// Not started, because the one before had not ended.
+    pub skipped: u64,
+    /// Without a verdict, because management itself was late.
+    pub unjudged: u64,
+    /// The longest that one started after its time.
+    pub latest_milliseconds: f64,
+    /// Waiting for an answer now.
+    pub in_flight: u64,
+    /// Packets that found no room on their way out.
+    pub packets_lost: u64,
 }
 
 /// A count with its token and a sentence about it.

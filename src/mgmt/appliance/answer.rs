@@ -9,11 +9,13 @@ use crate::lb::listing;
 use crate::mgmt::api::{self, ConnectionFilter, Connections, Request};
 use crate::mgmt::config::{self, Change, Config};
 use crate::mgmt::events::{EventKind, Happening};
+use crate::mgmt::faults;
 use crate::mgmt::metrics;
 use crate::worker::Message;
 
 /// A question for connections that is being answered, bucket by bucket, worker by worker.
 pub(super) struct Listing {
+    question: u64,
     worker: usize,
     filter: ConnectionFilter,
     found: Connections,
@@ -38,8 +40,15 @@ impl Appliance {
                 drop(replace.reply.send(decided));
             }
             Request::Events { after, reply } => drop(reply.send(self.events.follow(after))),
+            Request::Fault { fault, reply } => {
+                // Not before the answer has gone out.
+                self.fault = Some((Instant::now() + faults::DELAY, fault));
+                let _ = reply.send(());
+            }
             Request::Connections { filter, reply } => {
+                self.questions += 1;
                 self.listings.push_back(Listing {
+                    question: self.questions,
                     worker: 0,
                     filter,
                     found: Connections::default(),
@@ -65,6 +74,9 @@ impl Appliance {
             for warning in &applied.warnings {
                 tracing::warn!("configuration: {warning}");
             }
+            let before = self.before.take();
+            let before = before.unwrap_or_else(|| Box::new(self.desired.config.clone()));
+            self.before = Some(before);
             self.apply(config, Instant::now());
         }
         Ok(applied)
@@ -90,13 +102,17 @@ impl Appliance {
     /// Asks the worker whose turn it is for its connections from a bucket on.
     pub(super) fn ask_for_connections(&mut self, from: usize) {
         if let Some(listing) = self.listings.front() {
-            let request = Box::new(listing::Request::new(from));
+            let request = Box::new(listing::Request::new(listing.question, from));
             self.workers[listing.worker].send(Message::List(request));
         }
     }
 
     /// A worker's connections came back: on to its next buckets, the next worker, or the answer.
     pub(super) fn list(&mut self, request: &listing::Request) {
+        let front = self.listings.front();
+        if front.is_none_or(|listing| listing.question != request.question) {
+            return;
+        }
         let Some(mut listing) = self.listings.pop_front() else {
             return;
         };

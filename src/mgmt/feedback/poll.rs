@@ -18,6 +18,7 @@ use super::agent::{self, LONGEST};
 use super::exporter::{LARGEST, Reading};
 use super::sample::{Sample, Source};
 use crate::lb::snapshot::BackendId;
+use crate::mgmt::supervise;
 
 /// Whom to ask, and how often.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -66,9 +67,10 @@ impl Pollers {
         });
         for target in targets {
             let heard = &self.heard;
-            self.tasks
-                .entry(*target)
-                .or_insert_with(|| tokio::spawn(ask_on(*target, heard.clone())).abort_handle());
+            self.tasks.entry(*target).or_insert_with(|| {
+                let (target, heard) = (*target, heard.clone());
+                supervise::spawn("asking agents", move || ask_on(target, heard.clone()))
+            });
         }
     }
 }

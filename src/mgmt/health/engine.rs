@@ -15,7 +15,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinError, JoinSet};
 
 /// A check of one backend of one service.
 #[derive(Debug, Clone, PartialEq)]
@@ -96,6 +96,8 @@ pub struct Pace {
     pub late: u64,
     /// Not started, because the one before had not ended.
     pub skipped: u64,
+    /// Ended without a verdict, because management was late itself.
+    pub unjudged: u64,
     /// The longest that one started after it was due.
     pub worst: Duration,
 }
@@ -225,7 +227,7 @@ impl HealthEngine {
 
 impl Runner {
     /// Runs until every `HealthEngine` handle is gone.
-    pub async fn run(mut self) {
+    pub async fn run(&mut self) {
         loop {
             let next = self.timers.next();
             let due = async {
@@ -239,13 +241,39 @@ impl Runner {
                     Some(specs) => self.replace(specs),
                     None => return,
                 },
-                Some(done) = self.probes.join_next() => {
-                    // An aborted probe belongs to a check that is gone or was changed.
-                    if let Ok((id, result)) = done {
-                        self.finished(id, result);
-                    }
-                }
+                Some(done) = self.probes.join_next() => self.ended(done),
                 () = due => self.start_due(),
+            }
+        }
+    }
+
+    /// After a panic: no probe is under way, and every check is due within its interval. What is
+    /// known of the backends stays.
+    pub fn put_in_order(&mut self) {
+        self.probes = JoinSet::new();
+        self.timers = Timers::new();
+        for (id, check) in &mut self.checks {
+            (check.running, check.follows) = (None, None);
+            check.due = now() + self.timers.part(check.spec.interval);
+            self.timers.set(*id, check.due);
+        }
+    }
+
+    fn ended(&mut self, done: Result<(u64, Result<Answer, Failure>), JoinError>) {
+        match done {
+            Ok((id, result)) => self.finished(id, result),
+            // It belongs to a check that is gone or was changed.
+            Err(error) if error.is_cancelled() => {}
+            Err(panicked) => {
+                let is_it = |check: &Check| {
+                    let probe = check.running.as_ref();
+                    probe.is_some_and(|probe| probe.id() == panicked.id())
+                };
+                let mut checks = self.checks.iter();
+                if let Some(id) = checks.find(|(_, check)| is_it(check)).map(|(id, _)| *id) {
+                    let why = "a fault in evenkeel, which its log describes";
+                    self.finished(id, Err(Failure::NotChecked(why.into())));
+                }
             }
         }
     }
@@ -369,6 +397,13 @@ impl Runner {
         };
         check.running = None;
         let follows = check.follows.take();
+        if matches!(result, Err(Failure::Unjudged)) {
+            stack::lock(&self.shown).pace.unjudged += 1;
+            if let Some(due) = follows {
+                self.begin(id, now().saturating_duration_since(due));
+            }
+            return;
+        }
         let good = result.is_ok();
         let changed = check.checker.record(good).is_some();
         let (answer, took, weight) = match result {

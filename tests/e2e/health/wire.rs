@@ -24,7 +24,7 @@ impl Wire {
     pub fn new(host: &Host) -> Self {
         let (out, outgoing) = mpsc::channel(4096);
         let (sender, transitions) = mpsc::unbounded_channel();
-        let (engine, runner) = HealthEngine::new(1500, out, sender);
+        let (engine, mut runner) = HealthEngine::new(1500, out, sender);
         let (frames, received) = mpsc::channel(4096);
         let tap = Arc::clone(&host.tap);
         // Ends when the device goes with its namespace, or nobody listens.
@@ -37,7 +37,7 @@ impl Wire {
                 }
             }
         });
-        tokio::spawn(runner.run());
+        tokio::spawn(async move { runner.run().await });
         let (happened, events) = mpsc::unbounded_channel();
         let tap = Arc::clone(&host.tap);
         let joined = join(tap, engine.clone(), received, outgoing, happened);

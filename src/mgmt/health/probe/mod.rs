@@ -81,6 +81,9 @@ pub enum Failure {
     /// The check itself could not be made.
     #[error("not checked: {0}")]
     NotChecked(String),
+    /// The time is over, and management stood still meanwhile: the answer may lie in a ring.
+    #[error("not judged: management was late")]
+    Unjudged,
 }
 
 impl Failure {
@@ -127,6 +130,10 @@ pub(super) struct Subject<'a> {
     pub backend: &'a str,
 }
 
+/// When time runs out by more than this, or a tenth of the timeout, too late, then management stood
+/// still, and the silence says nothing about the backend.
+const SLACK: Duration = Duration::from_millis(20);
+
 /// Makes one check, ending within `timeout`.
 pub(super) async fn run(
     stack: &Stack,
@@ -137,8 +144,10 @@ pub(super) async fn run(
 ) -> Result<Answer, Failure> {
     let stage = Stage(Mutex::new("no answer"));
     let asked = ask(stack, probe, route, &subject, timeout, &stage);
-    match tokio::time::timeout(timeout, asked).await {
+    let end = tokio::time::Instant::now() + timeout;
+    match tokio::time::timeout_at(end, asked).await {
         Ok(result) => result,
+        Err(_) if end.elapsed() > SLACK.max(timeout / 10) => Err(Failure::Unjudged),
         Err(_) => Err(Failure::Timeout {
             stage: stage.get(),
             timeout,

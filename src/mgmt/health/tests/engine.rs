@@ -195,11 +195,76 @@ async fn after_a_stall_the_plan_starts_anew() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_ran_out_of_time_while_management_stood_still_says_nothing_about_a_backend() {
+    let mut world = World::new();
+    let mut silent = check(0);
+    silent.thresholds.fall = 1;
+    world.engine.apply(vec![silent]);
+    while world.engine.in_flight() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // Nothing runs while the clock jumps, so an answer would still lie in its ring.
+    tokio::time::advance(Duration::from_secs(30)).await;
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let pace = world.engine.pace();
+    assert_eq!(pace.unjudged, 1, "{pace:?}");
+    assert_eq!(world.next(Duration::from_millis(1)).await, None);
+    // The next one is judged.
+    let down = world.next(Duration::from_secs(4)).await.expect("a verdict");
+    assert_eq!(down.answer, "no answer to SYN within 1s");
+    assert_eq!(world.engine.pace().unjudged, 1);
+}
+
+/// A tunnel's header is longer than this MTU, which validation would not let through.
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_panics_counts_as_failed_and_the_next_is_made() {
+    let (out, _wire) = tokio::sync::mpsc::channel(1);
+    let (sender, mut transitions) = tokio::sync::mpsc::unbounded_channel();
+    let (engine, mut runner) = HealthEngine::new(10, out, sender);
+    tokio::spawn(async move { runner.run().await });
+    let (source, vip) = (ip("10.255.0.1"), socket("192.0.2.80:80"));
+    let route = Route::tunnel(source, vip, source, ip("10.0.0.1"));
+    let check = spec("10.0.0.1", Probe::Tcp, route);
+    engine.apply(vec![check.clone()]);
+    let down = transitions.recv().await.expect("three panics");
+    assert!(!down.up);
+    let answer = "not checked: a fault in evenkeel, which its log describes";
+    assert_eq!(down.answer, answer);
+    assert_eq!(engine.report(check.id).expect("a report").failures, 3);
+    assert_eq!(engine.in_flight(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_runner_that_is_begun_again_knows_its_checks_and_loses_no_turn() {
+    let (out, mut wire) = tokio::sync::mpsc::channel::<Outgoing>(100);
+    let (sender, mut transitions) = tokio::sync::mpsc::unbounded_channel();
+    let (engine, mut runner) = HealthEngine::new(1500, out, sender);
+    engine.apply(vec![check(0)]);
+    // Given up in the middle of a probe, as a panic gives it up.
+    tokio::select! {
+        () = runner.run() => panic!("it has no end"),
+        _ = wire.recv() => {}
+    }
+    assert_eq!((engine.in_flight(), engine.pace().started), (1, 1));
+    runner.put_in_order();
+    // The runtime's turn, in which the probe that was given up goes.
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(engine.in_flight(), 0);
+    let begun = tokio::time::Instant::now();
+    tokio::spawn(async move { runner.run().await });
+    assert!(!transitions.recv().await.expect("no answers").up);
+    // Three failures: the first within an interval, two more, and the last one's timeout.
+    let took = begun.elapsed().as_millis();
+    assert!((5000..=7010).contains(&took), "{took}");
+    assert_eq!(engine.pace().started, 4);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_full_way_out_is_counted_and_only_fails_the_checks() {
     let (out, wire) = tokio::sync::mpsc::channel(1);
     let (sender, mut transitions) = tokio::sync::mpsc::unbounded_channel();
-    let (engine, runner) = HealthEngine::new(1500, out, sender);
-    let running = tokio::spawn(runner.run());
+    let (engine, mut runner) = HealthEngine::new(1500, out, sender);
+    let running = tokio::spawn(async move { runner.run().await });
     engine.apply((0..20).map(check).collect());
     for _ in 0..20 {
         assert!(!transitions.recv().await.unwrap().up);

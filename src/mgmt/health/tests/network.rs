@@ -44,9 +44,9 @@ impl World {
     pub fn new() -> Self {
         let (out, mut wire) = mpsc::channel::<Outgoing>(16_384);
         let (sender, transitions) = mpsc::unbounded_channel();
-        let (engine, runner) = HealthEngine::new(1500, out, sender);
+        let (engine, mut runner) = HealthEngine::new(1500, out, sender);
         let backends = Backends::default();
-        tokio::spawn(runner.run());
+        tokio::spawn(async move { runner.run().await });
         let (to, map) = (engine.clone(), backends.clone());
         tokio::spawn(async move {
             while let Some(sent) = wire.recv().await {
