@@ -372,6 +372,9 @@ impl Worker {
                 self.counters.generation.set(self.snapshot.generation);
             }
             Message::Queues { port, rx, tx } => {
+                if let Some(evidence) = self.counters.queues.get(*port) {
+                    evidence.forget();
+                }
                 if let Some(port) = self.ports.get_mut(*port) {
                     std::mem::swap(rx, &mut port.rx);
                     port.tx.swap_queue(tx);
@@ -492,6 +495,8 @@ fn pass_up(rings: &mut Rings, counters: &WorkerCounters, mut mbuf: Mbuf, pass: P
         Ok(()) => {
             counters.passed.add(1);
             counters.passed_checks.add(u64::from(pass == Pass::Check));
+            let unresolved = u64::from(pass == Pass::Resolve);
+            counters.passed_unresolved.add(unresolved);
         }
         Err(_full) => counters.count_drop(DropReason::PuntFull),
     }

@@ -95,9 +95,12 @@ pub(super) fn render(status: &Status, columns: Columns) -> String {
     let sections = [
         services(&status.services, columns),
         ports(&status.ports),
+        queues(&status.ports),
         workers(&status.workers),
         reasons("Dropped", &status.drops),
         reasons("Passed", &status.passed),
+        reasons("Handed over", &status.handed_over),
+        reasons("Counted", &status.counts),
     ];
     for section in sections.into_iter().filter(|section| !section.is_empty()) {
         text.push('\n');
@@ -271,6 +274,19 @@ fn ports(ports: &[PortStatus]) -> String {
             count(port.rx_missed),
             count(port.rx_errors + port.tx_errors),
         ]);
+    }
+    if table.is_empty() {
+        String::new()
+    } else {
+        table.render()
+    }
+}
+
+/// Whether the ports' receive queues tell a packet's owner; nothing where there is one worker.
+fn queues(ports: &[PortStatus]) -> String {
+    let mut table = Table::new(&["Queues", ""]);
+    for port in ports.iter().filter(|port| !port.queues.is_empty()) {
+        table.row(vec![port.name.clone(), port.queues.clone()]);
     }
     if table.is_empty() {
         String::new()

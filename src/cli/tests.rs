@@ -72,6 +72,7 @@ fn sample() -> Status {
             speed: Some(10_000),
             rx_packets: 1_500_000,
             rx_bytes: 2_000_000_000,
+            queues: "computed: the device has no RSS".to_owned(),
             ..PortStatus::default()
         }],
         workers: vec![WorkerStatus {
@@ -127,6 +128,9 @@ UDP  [2001:db8::53]:53   mh                                 3         6 dns
 
 Port Device   Link RxPkts  RxBytes TxPkts TxBytes Missed Errors
 wan  net_tap0 10G   1500k 1907 MiB      0     0 B      0      0
+
+Queues
+wan    computed: the device has no RSS
 
 Worker Core Busy Received Sent Dropped Passed Handed Conns    of
 0      1    12 %       10    0       0      0      0     0 2000k

@@ -61,7 +61,10 @@ impl Shard {
         let client = match &service.persistence {
             Some(persistence) if !hashed => Some(Key::new(persistence, key.source, &self.seed)),
             // The service has lost its persistence while the packet was on its way.
-            None if note == ASK => return Verdict::HandOff(self.flow_owner(snapshot, key)),
+            None if note == ASK => {
+                self.counters.handed_persistent.add(1);
+                return Verdict::HandOff(self.flow_owner(snapshot, key));
+            }
             _ => None,
         };
         // What is asked for was let in by the worker that asks.
@@ -177,6 +180,7 @@ impl Shard {
             let found = self.stay(snapshot, service, packet, now, hash, key, 0);
             return Some(match found {
                 Ok(backend) => {
+                    self.counters.handed_persistent.add(1);
                     frame.set_note(persistence::chosen(backend.id));
                     Verdict::Refer(self.flow_owner(snapshot, &packet.key))
                 }
@@ -186,6 +190,7 @@ impl Shard {
         if note != 0 || owner == self.worker || snapshot.ownership.workers < 2 {
             return None;
         }
+        self.counters.handed_persistent.add(1);
         frame.set_note(ASK);
         Some(Verdict::Refer(owner))
     }

@@ -3,6 +3,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use super::queues::Evidence;
+
 /// A number only one thread writes and any may read.
 #[derive(Default, Debug)]
 pub struct Counter(AtomicU64);
@@ -146,8 +148,15 @@ pub struct WorkerCounters {
     pub passed: Counter,
     /// Those of them that were sent to a check address.
     pub passed_checks: Counter,
+    /// Those of them that only wait for their next hop.
+    pub passed_unresolved: Counter,
     pub handed_off: Counter,
     pub taken_over: Counter,
+    /// Why packets had to be handed over, beside that their flow is another worker's; counted also
+    /// where the ring was full.
+    pub handed_fragments: Counter,
+    pub handed_errors: Counter,
+    pub handed_persistent: Counter,
     /// Packets forwarded by the consistent hash without an entry.
     pub stateless: Counter,
     pub new_connections: Counter,
@@ -175,8 +184,13 @@ pub struct WorkerCounters {
     /// TSC ticks spent with packets in hand, and in all.
     pub busy_ticks: Counter,
     pub total_ticks: Counter,
+    /// What packets said about the ports' receive queues, by port.
+    pub queues: Box<[Evidence]>,
     pub backends: Box<[BackendCounters]>,
 }
+
+/// Ports that DPDK can have.
+const PORTS: usize = 32;
 
 impl WorkerCounters {
     /// Counters for backends with ids below `backends`.
@@ -190,8 +204,12 @@ impl WorkerCounters {
             dropped: std::array::from_fn(|_| Counter::default()),
             passed: Counter::default(),
             passed_checks: Counter::default(),
+            passed_unresolved: Counter::default(),
             handed_off: Counter::default(),
             taken_over: Counter::default(),
+            handed_fragments: Counter::default(),
+            handed_errors: Counter::default(),
+            handed_persistent: Counter::default(),
             stateless: Counter::default(),
             new_connections: Counter::default(),
             unanswered: Counter::default(),
@@ -208,6 +226,7 @@ impl WorkerCounters {
             swaps: Counter::default(),
             busy_ticks: Counter::default(),
             total_ticks: Counter::default(),
+            queues: (0..PORTS).map(|_| Evidence::default()).collect(),
             backends: (0..backends).map(|_| BackendCounters::default()).collect(),
         }
     }

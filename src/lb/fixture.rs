@@ -399,6 +399,7 @@ impl Lab {
             ports: [PortView {
                 mac: OUR_MAC,
                 mtu: 1500,
+                queues: None,
             }]
             .into(),
             vlans: Arc::default(),

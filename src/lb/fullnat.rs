@@ -18,7 +18,7 @@ use super::counters::DropReason;
 use super::flow::{Address, FlowKey};
 use super::forward::nat::Endpoint;
 use super::maglev::mix;
-use super::owner::{Ownership, local_hash, local_port};
+use super::owner::{Ownership, end_hash, local_port};
 use super::parse::Packet;
 use super::shard::{Shard, Tracked, backend_port};
 use super::snapshot::{Backend, Service, Snapshot};
@@ -245,7 +245,7 @@ impl LocalPorts {
     /// cannot be this worker's.
     #[inline(always)]
     pub fn cell<A: Address>(&self, address: u16, group: u8, local: A, port: u16) -> Option<usize> {
-        let hash = local_hash(local, port);
+        let hash = end_hash(local, port);
         let rank = self.ranks[usize::from(hash) & (self.ranks.len() - 1)];
         let pool = self.pool(address, group);
         if rank == NONE || pool >= self.pools.len() {

@@ -9,6 +9,7 @@ use super::flow::{Address, FlowKey, endpoint_hash};
 use super::frame::Frame;
 use super::owner::Side;
 use super::parse::{ETHERNET, Packet, Parsed, parse};
+use super::queues::Queues;
 use super::shard::{Shard, Tracked};
 use super::snapshot::Snapshot;
 use super::table::Slot;
@@ -78,8 +79,14 @@ pub(super) struct Burst<'s> {
     /// The MAC address of the port that they came in on; `None` where whoever handed them over
     /// has judged it.
     station: Option<[u8; 6]>,
-    /// Every packet is a request that belongs to this worker: there are no replies and no choice.
+    /// The port that they came in on, where owners are computed.
+    pub port: Option<usize>,
+    /// What its queues say about owners.
+    pub queues: Option<Queues>,
+    /// Every plain packet, or every other, is a request that belongs to this worker: there are no
+    /// replies and no choice.
     requests_alone: bool,
+    odd_requests_alone: bool,
 }
 
 impl<'s> Burst<'s> {
@@ -88,12 +95,20 @@ impl<'s> Burst<'s> {
             Arrival::Port(ingress) => snapshot.ports.get(usize::from(ingress)),
             Arrival::HandOff => None,
         };
-        let is_owner = !snapshot.ownership.compute || arrival == Arrival::HandOff;
+        let computed = match arrival {
+            Arrival::Port(ingress) if snapshot.ownership.compute => Some(usize::from(ingress)),
+            _ => None,
+        };
+        let queues = computed.and(port).and_then(|port| port.queues);
+        let is_proven = queues.is_some_and(|queues| queues.is_proven_for(Side::OneWay));
         Self {
             snapshot,
             arrival,
             station: port.map(|port| port.mac),
-            requests_alone: !snapshot.two_way && is_owner,
+            port: computed,
+            queues,
+            requests_alone: !snapshot.two_way && (computed.is_none() || is_proven),
+            odd_requests_alone: !snapshot.two_way && computed.is_none(),
         }
     }
 
@@ -157,7 +172,11 @@ impl Shard {
         look.length = packet.length;
         look.protocol = key.protocol;
         look.tcp_flags = packet.tcp_flags;
-        if !burst.requests_alone {
+        let requests_alone = match kind {
+            Kind::V4 | Kind::V6 => burst.requests_alone,
+            _ => burst.odd_requests_alone,
+        };
+        if !requests_alone {
             // A copy, so that the key stays in registers otherwise.
             return self.aim_by_side(burst, &{ key }, look);
         }
@@ -169,7 +188,16 @@ impl Shard {
     /// As [`Shard::aim`], where there are replies and other workers.
     #[inline(never)]
     fn aim_by_side<A: Tracked>(&self, burst: &Burst, key: &FlowKey<A>, look: &mut Look) {
-        let (hash, meets) = self.meets(burst.snapshot, burst.arrival, key);
+        let side = burst.snapshot.side(key);
+        if burst.port.is_some()
+            && let Some(owner) = self.other_owner(burst, side, key, look.kind)
+        {
+            look.hash = u64::from(owner);
+            look.meets = Meets::Elsewhere;
+            look.kind = Kind::Elsewhere;
+            return;
+        }
+        let (hash, meets) = self.meets(side, key);
         look.hash = hash;
         look.meets = meets;
         match meets {
@@ -177,7 +205,7 @@ impl Shard {
                 look.slot = A::table(&self.tables).prefetch_bucket(hash);
             }
             Meets::LocalReply => self.local_ports.prefetch(hash as usize),
-            Meets::Elsewhere => look.kind = Kind::Elsewhere,
+            Meets::Elsewhere => {}
         }
     }
 
@@ -205,25 +233,10 @@ impl Shard {
         }
     }
 
-    /// What a packet is to meet, and the hash of the client's end of its flow: the source, but for
-    /// replies.
+    /// What a packet of this worker's is to meet, and the hash of the client's end of its flow: the
+    /// source, but for replies.
     #[inline(always)]
-    pub(super) fn meets<A: Address>(
-        &self,
-        snapshot: &Snapshot,
-        arrival: Arrival,
-        key: &FlowKey<A>,
-    ) -> (u64, Meets) {
-        let side = match snapshot.two_way {
-            true => snapshot.sides.side(key.source, key.destination),
-            false => Side::OneWay,
-        };
-        if snapshot.ownership.compute && arrival != Arrival::HandOff {
-            let owner = side.owner(snapshot.ownership, key);
-            if owner != self.worker {
-                return (u64::from(owner), Meets::Elsewhere);
-            }
-        }
+    pub(super) fn meets<A: Address>(&self, side: Side, key: &FlowKey<A>) -> (u64, Meets) {
         let hash = |address, port| endpoint_hash(&self.seed, key.protocol, address, port);
         match side {
             Side::OneWay | Side::TwoWay => (hash(key.source, key.source_port), Meets::Request),

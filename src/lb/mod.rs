@@ -27,6 +27,7 @@ pub mod mtu;
 pub mod owner;
 pub mod parse;
 pub mod persistence;
+pub mod queues;
 pub mod related;
 pub mod reset;
 pub mod route;

@@ -52,9 +52,9 @@ pub fn toeplitz(words: u16) -> u16 {
     product(words.reverse_bits(), PATTERN)
 }
 
-/// The hash of a FullNAT reply's destination.
+/// The hash of one end of a flow.
 #[inline(always)]
-pub fn local_hash<A: Address>(local: A, port: u16) -> u16 {
+pub fn end_hash<A: Address>(local: A, port: u16) -> u16 {
     toeplitz(words(local) ^ port)
 }
 
@@ -79,9 +79,8 @@ pub struct Ownership {
     /// `i % reta % workers`.
     pub reta: u16,
     pub workers: u8,
-    /// The queues that packets come in on prove nothing: each worker computes the owner of every
-    /// packet. False only where all ports' RSS was set, read back and confirmed for the kind of
-    /// hash that the services on them need.
+    /// Each worker computes the owner of every packet that comes in on a port, but where the port's
+    /// queues are proven to tell it ([`super::queues`]).
     pub compute: bool,
 }
 
@@ -113,15 +112,14 @@ impl Ownership {
     /// The owner of a flow of which only the client's packets pass here.
     #[inline(always)]
     pub fn one_way<A: Address>(self, key: &FlowKey<A>) -> u8 {
-        let ports = key.source_port ^ key.destination_port;
-        self.worker(toeplitz(words(key.source) ^ words(key.destination) ^ ports))
+        self.worker(Side::OneWay.hash(key))
     }
 
     /// The owner of a flow both of whose directions carry this endpoint: the client's, or
     /// FullNAT's local one.
     #[inline(always)]
     pub fn two_way<A: Address>(self, address: A, port: u16) -> u8 {
-        self.worker(toeplitz(words(address) ^ port))
+        self.worker(end_hash(address, port))
     }
 
     /// The worker that keeps a datagram's fragments together. Seeded, so that nobody can aim all
@@ -155,16 +153,23 @@ pub enum Side {
 }
 
 impl Side {
+    /// The hash that the owner of a TCP or UDP packet's flow is told from.
+    #[inline(always)]
+    pub fn hash<A: Address>(self, key: &FlowKey<A>) -> u16 {
+        match self {
+            Side::OneWay => {
+                let ports = key.source_port ^ key.destination_port;
+                toeplitz(words(key.source) ^ words(key.destination) ^ ports)
+            }
+            Side::TwoWay => end_hash(key.source, key.source_port),
+            Side::Reply | Side::LocalReply(_) => end_hash(key.destination, key.destination_port),
+        }
+    }
+
     /// The owner of the flow of a TCP or UDP packet of this side.
     #[inline(always)]
     pub fn owner<A: Address>(self, ownership: Ownership, key: &FlowKey<A>) -> u8 {
-        match self {
-            Side::OneWay => ownership.one_way(key),
-            Side::TwoWay => ownership.two_way(key.source, key.source_port),
-            Side::Reply | Side::LocalReply(_) => {
-                ownership.two_way(key.destination, key.destination_port)
-            }
-        }
+        ownership.worker(self.hash(key))
     }
 }
 

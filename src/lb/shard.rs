@@ -18,7 +18,7 @@ use super::frame::Frame;
 use super::fullnat::{LocalPorts, local_end};
 use super::guard::Guard;
 use super::look::{Burst, Kind, Look, Looks, Meets, looks};
-use super::owner::{Ownership, Side};
+use super::owner::Ownership;
 use super::parse::{Packet, Parsed, tcp};
 use super::persistence::Templates;
 use super::schedule::{Place, SchedulerState};
@@ -89,6 +89,8 @@ pub struct Shard {
     /// Of the burst in hand: where it came in, and the smallest MTU of all ports.
     pub(super) arrival: Arrival,
     pub(super) smallest_mtu: u16,
+    /// Those that came by queues that are proven.
+    pub(super) bursts: u32,
     looks: Looks,
 }
 
@@ -140,6 +142,7 @@ impl Shard {
             scheduled: None,
             arrival: Arrival::HandOff,
             smallest_mtu: 0,
+            bursts: 0,
             looks: looks(),
         })
     }
@@ -162,6 +165,13 @@ impl Shard {
         let mut looks = std::mem::take(&mut self.looks);
         for (look, frame) in looks.iter_mut().zip(&*frames) {
             self.look(&burst, frame, look);
+        }
+        if burst.queues.is_some() && self.is_audit_due() {
+            match (looks[0].kind, frames.first()) {
+                (Kind::V4, Some(frame)) => self.audit::<Ipv4Addr>(&burst, frame.bytes(), &looks[0]),
+                (Kind::V6, Some(frame)) => self.audit::<Ipv6Addr>(&burst, frame.bytes(), &looks[0]),
+                _ => {}
+            }
         }
         for (look, _) in looks.iter_mut().zip(&*frames) {
             self.reach(look);
@@ -235,7 +245,10 @@ impl Shard {
             }
             Parsed::IcmpV4 { .. } | Parsed::IcmpV6 { .. } => {
                 match self.error_elsewhere(snapshot, arrival, &parsed, frame.bytes()) {
-                    Some(owner) => Verdict::HandOff(owner),
+                    Some(owner) => {
+                        self.counters.handed_errors.add(1);
+                        Verdict::HandOff(owner)
+                    }
                     None => self.icmp(snapshot, now, frame, &parsed),
                 }
             }
@@ -245,11 +258,7 @@ impl Shard {
 
     /// The worker that owns a packet's flow.
     pub(super) fn flow_owner<A: Address>(&self, snapshot: &Snapshot, key: &FlowKey<A>) -> u8 {
-        let side = match snapshot.two_way {
-            true => snapshot.sides.side(key.source, key.destination),
-            false => Side::OneWay,
-        };
-        side.owner(snapshot.ownership, key)
+        snapshot.side(key).owner(snapshot.ownership, key)
     }
 
     /// The entry that a packet belongs to, and whether it is the backend's reply.
@@ -258,7 +267,7 @@ impl Shard {
         snapshot: &Snapshot,
         key: &FlowKey<A>,
     ) -> Option<(Slot, bool)> {
-        let (hash, meets) = self.meets(snapshot, Arrival::HandOff, key);
+        let (hash, meets) = self.meets(snapshot.side(key), key);
         let table = A::table(&self.tables);
         match meets {
             Meets::LocalReply => self.local_reply(snapshot, hash, key).map(|s| (s, true)),
@@ -303,7 +312,7 @@ impl Shard {
         packet: &Packet<A>,
         outbox: &mut O,
     ) -> Verdict {
-        let (hash, meets) = self.meets(snapshot, Arrival::HandOff, &packet.key);
+        let (hash, meets) = self.meets(snapshot.side(&packet.key), &packet.key);
         let aim = Aim { hash, meets };
         self.meet(snapshot, now, frame, packet, aim, outbox)
     }

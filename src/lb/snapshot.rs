@@ -8,9 +8,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::conn::Timeouts;
+use super::flow::{Address, FlowKey};
 use super::maglev::Maglev;
-use super::owner::{Ownership, Sides};
+use super::owner::{Ownership, Side, Sides};
 use super::persistence::Persistence;
+use super::queues::Queues;
 use super::route::{Link, Routes};
 use super::service_map::ServiceMap;
 use super::vlan::Vlans;
@@ -243,6 +245,8 @@ pub struct Limits {
 pub struct PortView {
     pub mac: [u8; 6],
     pub mtu: u16,
+    /// What its receive queues are chosen by; `None` where that is anybody's guess.
+    pub queues: Option<Queues>,
 }
 
 /// Values in chunks behind `Arc`s, so that a successor copies only the chunks it changes.
@@ -339,6 +343,15 @@ impl Snapshot {
     #[inline(always)]
     pub fn backend(&self, id: BackendId) -> Option<&Backend> {
         self.backends.get(id.0)?.as_ref()
+    }
+
+    /// What a packet is, by its addresses.
+    #[inline(always)]
+    pub fn side<A: Address>(&self, key: &FlowKey<A>) -> Side {
+        match self.two_way {
+            true => self.sides.side(key.source, key.destination),
+            false => Side::OneWay,
+        }
     }
 
     /// Whether health checks come from this address.

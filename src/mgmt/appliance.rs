@@ -33,6 +33,7 @@ use super::hooks::Hooks;
 use super::load::Load;
 use super::net::{NetState, Output, net_ports, vips};
 use super::ports::{Change, Ports};
+use super::rss::Rss;
 use super::signals::Signals;
 use super::start::Machine;
 use super::status::Source;
@@ -62,6 +63,7 @@ pub struct Appliance {
     pub current: Arc<Snapshot>,
     pub clock: Clock,
     ports: Ports,
+    rss: Rss,
     started: Instant,
     notes: Vec<String>,
     listings: VecDeque<Listing>,
@@ -102,6 +104,7 @@ impl Appliance {
             workers: machine.workers,
             current,
             clock: machine.clock,
+            rss: machine.rss,
             ports: Ports::new(machine.ports, machine.pool.clone()),
             pool: machine.pool,
             stale: true,
@@ -195,6 +198,10 @@ impl Appliance {
             self.next_slow_look = now + SLOW_LOOK;
             self.stale |= self.desired.look_at_drains(now);
             self.collect_removed();
+            if self.rss.look(now, self.workers.iter().map(|w| &w.counters)) {
+                self.desired.set_queues(self.rss.queues());
+                self.stale = true;
+            }
             self.watch(now);
             self.load.responded(self.checks.engine().measured(), now);
         }
@@ -229,6 +236,8 @@ impl Appliance {
                 self.desired.set_port_mac(index, mac);
                 let ports = net_ports(&self.desired.config, self.desired.ports());
                 self.net.set_ports(ports, now, out);
+                self.rss.begin(index, self.ports.rss(index).as_ref(), now);
+                self.desired.set_queues(self.rss.queues());
                 self.stale = true;
                 let port = self.desired.config.ports[index].name.clone();
                 let message = format!("port {port}: reset by its device, and works again");
@@ -301,6 +310,8 @@ impl Appliance {
             snapshot: &self.current,
             workers: &self.workers,
             ports: &self.ports,
+            rss: &self.rss,
+            net: self.net.counters(),
             uptime: self.started.elapsed(),
             notes: &self.notes,
             pulse: &self.pulse,

@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod net;
 pub mod ports;
 pub mod quorum;
+pub mod rss;
 pub mod signals;
 pub mod start;
 pub mod status;
@@ -66,7 +67,7 @@ pub fn start(config: &Config) -> Result<Appliance, start::StartError> {
     let (now, mut out) = (Instant::now(), Output::default());
     let mut net = NetState::new(net::net_ports(config, &facts), now, &mut out);
     net.set_vips(net::vips(config), now);
-    let mut desired = Desired::new(config.clone(), facts);
+    let mut desired = Desired::new(config.clone(), facts, ready.reta);
     net.want(desired.destinations(), now, &mut out);
     let (mut checks, mut load) = (Checks::new(config), Load::new(now));
     let snapshot = {

@@ -9,8 +9,8 @@
 use std::time::{Duration, Instant};
 
 use crate::port::{
-    Link, Mempool, Port, PortConfig, PortError, PortInfo, PortStats, RxQueue, Started, Stopped,
-    TxQueue,
+    Link, Mempool, Port, PortConfig, PortError, PortInfo, PortStats, RssState, RxQueue, Started,
+    Stopped, TxQueue,
 };
 use crate::worker::Message;
 
@@ -104,6 +104,16 @@ impl Ports {
         self.ports
             .iter()
             .map(|port| (&port.info, port.link(), port.stats()))
+    }
+
+    /// What the device says about RSS.
+    pub fn rss(&self, index: usize) -> Option<RssState> {
+        match &self.ports.get(index)?.state {
+            State::Running(port)
+            | State::Collecting { port, .. }
+            | State::HandingOut { port, .. } => port.rss(),
+            State::Stopped { .. } | State::Closed => None,
+        }
     }
 
     /// A sentence for each port that is out of use.

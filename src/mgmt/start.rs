@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::mpsc;
+use std::time::Instant;
 
 use thiserror::Error;
 
@@ -16,14 +17,15 @@ use crate::lb::shard::{Shard, ShardSize};
 use crate::lb::snapshot::Snapshot;
 use crate::port::ring::{self, Consumer, Producer, RingError, SharedProducer};
 use crate::port::{
-    Eal, EalError, EalOptions, Huge, LaunchError, Mempool, MempoolError, Port, PortError, RxQueue,
-    Stopped, TxBuffer, TxQueue,
+    Eal, EalError, EalOptions, Huge, LaunchError, Mempool, MempoolError, Port, PortError, PortInfo,
+    RxQueue, Stopped, TxBuffer, TxQueue,
 };
 use crate::worker::{Clock, Idle, Rings, Worker, WorkerPort};
 
 use super::config::{self, Attachment, Config};
-use super::desired::{MAX_BACKENDS, MAX_SERVICES, PortFacts, RETA};
+use super::desired::{MAX_BACKENDS, MAX_SERVICES, PortFacts};
 use super::ports::Running;
+use super::rss::{self, Plan, Rss};
 use super::workers::{COMMANDS, CommandTotals, WorkerLink};
 
 /// Packets a worker receives at once, and sends at once.
@@ -69,6 +71,7 @@ pub enum StartError {
 pub struct Machine {
     pub workers: Vec<WorkerLink>,
     pub ports: Vec<Running>,
+    pub rss: Rss,
     pub pool: Mempool,
     pub clock: Clock,
     pub eal: Eal,
@@ -79,6 +82,9 @@ pub struct Ready {
     pub eal: Eal,
     pub pool: Mempool,
     pub ports: Vec<Running>,
+    /// What is done about each port's receive queues, and the size of the table that they go by.
+    plans: Vec<Plan>,
+    pub reta: u16,
     queues: Vec<Vec<(Option<RxQueue>, TxQueue)>>,
 }
 
@@ -114,10 +120,17 @@ pub fn prepare(config: &Config) -> Result<Ready, StartError> {
         }
     }
     let pool = Mempool::new("packets", buffers, config.workers.buffer_size, 256, -1)?;
-    let mut ports = Vec::new();
-    let mut queues: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
+    let mut opened = Vec::new();
     for (port, device) in config.devices() {
-        let (running, rx, tx) = start_port(config, port, device, &pool)?;
+        opened.push(open_port(port, device, workers)?);
+    }
+    let reta = rss::reta(opened.iter().map(|(_, info)| info), workers);
+    let (mut ports, mut plans) = (Vec::new(), Vec::new());
+    let mut queues: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
+    for ((port, _), opened) in config.devices().zip(opened) {
+        let mut plan = Plan::of(config, port, &opened.1, reta);
+        let (running, rx, tx) = start_port(config, port, opened, &mut plan, &pool)?;
+        plans.push(plan);
         let mut rx = rx.into_iter();
         for (worker, tx) in queues.iter_mut().zip(tx) {
             worker.push((rx.next(), tx));
@@ -128,6 +141,8 @@ pub fn prepare(config: &Config) -> Result<Ready, StartError> {
         eal,
         pool,
         ports,
+        plans,
+        reta,
         queues,
     })
 }
@@ -172,13 +187,11 @@ fn packet_buffers(config: &Config) -> u32 {
 
 type StartedPort = (Running, Vec<RxQueue>, Vec<TxQueue>);
 
-fn start_port(
-    whole: &Config,
+fn open_port(
     config: &config::Port,
     device: &str,
-    pool: &Mempool,
-) -> Result<StartedPort, StartError> {
-    let workers = whole.workers.cores.len();
+    workers: usize,
+) -> Result<(Port<Stopped>, PortInfo), StartError> {
     let port = Port::<Stopped>::open(&config.name, device)?;
     let info = port.info()?;
     if usize::from(info.max_tx_queues) < workers {
@@ -188,22 +201,42 @@ fn start_port(
             workers,
         });
     }
+    Ok((port, info))
+}
+
+/// Starts a port with the receive queues as planned; the plan changes where the device will not.
+fn start_port(
+    whole: &Config,
+    config: &config::Port,
+    (port, info): (Port<Stopped>, PortInfo),
+    plan: &mut Plan,
+    pool: &Mempool,
+) -> Result<StartedPort, StartError> {
+    let workers = whole.workers.cores.len();
     let rx_queues = info.max_rx_queues.min(workers as u16);
-    let settings = crate::port::PortConfig {
+    let mut settings = crate::port::PortConfig {
         rx_queues,
         tx_queues: workers as u16,
         rx_descriptors: config.rx_descriptors,
         tx_descriptors: config.tx_descriptors,
         mtu: Some(config.mtu),
         vlans: vlans(whole, config),
+        rss: plan.settings(),
         ..crate::port::PortConfig::default()
     };
-    let started = port.start(&settings, std::slice::from_ref(pool));
+    let mut started = port.start(&settings, std::slice::from_ref(pool));
+    if settings.rss.is_some()
+        && let Err(failed) = started
+    {
+        *plan = Plan::Compute(format!("the device refuses RSS: {}", failed.error));
+        settings.rss = None;
+        started = failed.port.start(&settings, std::slice::from_ref(pool));
+    }
     let (port, rx, tx) = started.map_err(|failed| failed.error)?;
     tracing::info!(
         "port {}: {} ({}), MAC {}, queues: {} rx, {} tx{}",
         config.name,
-        device,
+        config.device().unwrap_or_default(),
         info.driver,
         mac_text(&port.mac()),
         rx.len(),
@@ -293,7 +326,7 @@ pub fn launch(
     let cores = config.workers.cores.iter().copied();
     for (index, ((core, queues), taken)) in cores.zip(ready.queues).zip(takers).enumerate() {
         let counters = Arc::new(WorkerCounters::new(MAX_BACKENDS));
-        let shard = shard(config, index, count, seed, &counters)?;
+        let shard = shard(config, index, count, (seed, ready.reta), &counters)?;
         let capacity = shard.tables.v4.capacity() + shard.tables.v6.capacity();
         let ends = ends(taken, senders.clone())?;
         let port = |(rx, tx)| WorkerPort {
@@ -338,8 +371,14 @@ pub fn launch(
             totals: CommandTotals::default(),
         });
     }
+    let names = config.devices().map(|(port, _)| port.name.clone());
+    let read_back = ready.ports.iter().map(|running| running.port.rss());
+    let trials = names.zip(ready.plans).zip(read_back);
+    let trials = trials.map(|((name, plan), state)| (name, plan, state));
+    let now = Instant::now();
     Ok(Machine {
         workers,
+        rss: Rss::new(trials.collect(), count as u16, ready.reta, now),
         ports: ready.ports,
         pool: ready.pool,
         clock,
@@ -351,7 +390,7 @@ fn shard(
     config: &Config,
     index: usize,
     count: usize,
-    seed: Seed,
+    (seed, reta): (Seed, u16),
     counters: &Arc<WorkerCounters>,
 ) -> Result<Shard, StartError> {
     let connections = (config.workers.connections as usize).div_ceil(count);
@@ -379,7 +418,7 @@ fn shard(
     // Room for as many addresses again, which a reload may bring.
     let groups = group_count(config.workers.connections as usize, addresses.len());
     let ownership = Ownership {
-        reta: RETA,
+        reta,
         workers: count as u8,
         compute: count > 1,
     };

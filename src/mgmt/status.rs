@@ -1,10 +1,11 @@
 //! What the interface shows, put together from the configuration, the snapshot in force and the
 //! workers' counters. Runs on the management thread; reads only.
 
+mod counts;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::lb::Pass;
 use crate::lb::counters::{Counter, DropReason};
 use crate::lb::flow::protocol;
 use crate::lb::listing::Listed;
@@ -23,7 +24,9 @@ use super::desired::{Desired, SORRY};
 use super::feedback;
 use super::health::Report;
 use super::load::Load;
+use super::net;
 use super::ports::Ports;
+use super::rss::Rss;
 use super::start::PASSED;
 use super::supervise::{self, Panics};
 use super::watchdog::{Pulse, Stalls};
@@ -37,6 +40,8 @@ pub struct Source<'a> {
     pub snapshot: &'a snapshot::Snapshot,
     pub workers: &'a [WorkerLink],
     pub ports: &'a Ports,
+    pub rss: &'a Rss,
+    pub net: net::Counters,
     pub uptime: Duration,
     pub notes: &'a [String],
     pub pulse: &'a Pulse,
@@ -51,7 +56,7 @@ impl Source<'_> {
             uptime_seconds: self.uptime.as_secs(),
             generation: self.snapshot.generation,
             services: config.services.iter().map(|s| self.service(s)).collect(),
-            ports: self.ports.observe().zip(&config.ports).map(port).collect(),
+            ports: self.ports(),
             workers: self.workers.iter().enumerate().map(worker).collect(),
             management: self.management(),
             drops: drops(self.workers)
@@ -59,7 +64,9 @@ impl Source<'_> {
                 .filter(|d| d.1 > 0)
                 .map(reason)
                 .collect(),
-            passed: self.passed(),
+            passed: counts::passed(self.workers),
+            handed_over: counts::handed_over(self.workers),
+            counts: counts::others(self.workers, self.net),
             notes: self
                 .notes
                 .iter()
@@ -112,28 +119,13 @@ impl Source<'_> {
         stalled.into_iter().chain(panicked).chain(backlogs)
     }
 
-    fn passed(&self) -> Vec<Reason> {
-        let sum = |read: fn(&WorkerLink) -> u64| self.workers.iter().map(read).sum::<u64>();
-        let checks = sum(|w| w.counters.passed_checks.get());
-        let local = sum(|w| w.counters.passed.get()).saturating_sub(checks);
-        let reason = |pass: Pass, count, explanation: &str| Reason {
-            reason: pass.token().into(),
-            count,
-            explanation: explanation.into(),
-        };
-        let all = [
-            reason(
-                Pass::Local,
-                local,
-                "Not balanced: ARP, NDP, ping, packets for the ports' own addresses.",
-            ),
-            reason(
-                Pass::Check,
-                checks,
-                "For a check address: most likely answers to health checks.",
-            ),
-        ];
-        all.into_iter().filter(|r| r.count > 0).collect()
+    fn ports(&self) -> Vec<PortStatus> {
+        let seen = self.ports.observe().zip(&self.desired.config.ports);
+        let ports = seen.enumerate().map(|(index, seen)| PortStatus {
+            queues: self.rss.describe(index).unwrap_or_default(),
+            ..port(seen)
+        });
+        ports.collect()
     }
 
     fn service(&self, service: &config::Service) -> ServiceStatus {
@@ -391,6 +383,7 @@ fn port(
         rx_missed: stats.rx_missed + stats.rx_no_buffer,
         rx_errors: stats.rx_errors,
         tx_errors: stats.tx_errors,
+        queues: String::new(),
     }
 }
 

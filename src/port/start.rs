@@ -34,7 +34,7 @@ pub(super) fn start(
     if let Some(rss) = rss {
         update_rss(device, rss, &info);
         let period = rss.reta_period.unwrap_or(info.reta_size);
-        fill_reta(device, info.reta_size, period, config.rx_queues)?;
+        fill_reta(device, info.reta_size, period, config.rx_queues);
     }
     if info.rx_offload_capa & sys::EK_RX_OFFLOAD_VLAN_FILTER != 0 {
         hear_vlans(device, config)?;
@@ -255,20 +255,18 @@ fn queues(device: &Device, config: &PortConfig, pools: &[Mempool]) -> Result<(),
 }
 
 /// Entry i gets queue (i mod period) mod queues, so that tables of different
-/// sizes agree if they share the period.
-fn fill_reta(device: &Device, size: u16, period: u16, queues: u16) -> Result<(), PortError> {
+/// sizes agree if they share the period. A refusal is no error, as in `update_rss`.
+fn fill_reta(device: &Device, size: u16, period: u16, queues: u16) {
     if size == 0 || period == 0 {
-        return Ok(());
+        return;
     }
     let mut table = reta(size);
     for index in 0..usize::from(size) {
         let entry = (index as u16 % period) % queues;
         table[index / RETA_GROUP].reta[index % RETA_GROUP] = entry;
     }
-    let mark = log::mark();
     // SAFETY: a started port and a table of `size` entries.
-    let rc = unsafe { sys::rte_eth_dev_rss_reta_update(device.id(), table.as_mut_ptr(), size) };
-    device.check("RSS indirection table", rc, mark)
+    unsafe { sys::rte_eth_dev_rss_reta_update(device.id(), table.as_mut_ptr(), size) };
 }
 
 /// A table with every entry selected.

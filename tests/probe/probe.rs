@@ -17,7 +17,7 @@ use evenkeel::lb::flow::Seed;
 use evenkeel::lb::shard::{Shard, ShardSize};
 use evenkeel::lb::snapshot::Snapshot;
 use evenkeel::mgmt::config;
-use evenkeel::mgmt::desired::{Desired, MAX_BACKENDS, MAX_SERVICES, PortFacts};
+use evenkeel::mgmt::desired::{Desired, MAX_BACKENDS, MAX_SERVICES, PortFacts, RETA};
 use evenkeel::mgmt::net::net_ports;
 use evenkeel::mgmt::net::{NetState, Output};
 use evenkeel::port::clock::Tsc;
@@ -121,7 +121,7 @@ impl World {
         }];
         let (now, mut out) = (Instant::now(), Output::default());
         let mut net = NetState::new(net_ports(&config, &facts), now, &mut out);
-        let desired = Desired::new(config, facts);
+        let desired = Desired::new(config, facts, RETA);
         net.want(desired.destinations(), now, &mut out);
         Ok(Self { desired, net, read })
     }

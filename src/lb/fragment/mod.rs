@@ -200,7 +200,7 @@ impl Shard {
         let keeper = ownership.fragments(&self.seed, source, destination, piece.id, counted);
         let keeps = keeper == self.worker || ownership.workers < 2;
         if !keeps && arrival != Arrival::HandOff {
-            return Verdict::HandOff(keeper);
+            return self.hand_fragment(keeper);
         }
         frame.truncate(usize::from(piece.l3) + usize::from(piece.length));
         if piece.offset == 0 {
@@ -212,7 +212,7 @@ impl Shard {
             };
         }
         match self.fragments.known(&piece.datagram(), now) {
-            Some(Known::Elsewhere(owner)) if keeps => Verdict::HandOff(owner),
+            Some(Known::Elsewhere(owner)) if keeps => self.hand_fragment(owner),
             Some(Known::Here(recipe)) => self.follow(snapshot, now, frame, piece, &recipe, outbox),
             // Its first one may be on its way to the worker that chooses the backend, and back.
             _ => match self.fragments.wait(piece.datagram(), now) {
@@ -223,6 +223,11 @@ impl Shard {
                 None => Verdict::Drop(DropReason::Fragment),
             },
         }
+    }
+
+    fn hand_fragment(&self, to: u8) -> Verdict {
+        self.counters.handed_fragments.add(1);
+        Verdict::HandOff(to)
     }
 
     /// A datagram's first fragment: it goes the way of any packet of its flow.
@@ -243,7 +248,7 @@ impl Shard {
         if keeps && owner != self.worker && !asked {
             let known = Known::Elsewhere(owner);
             self.fragments.learn(piece.datagram(), known, now);
-            return Verdict::HandOff(owner);
+            return self.hand_fragment(owner);
         }
         self.scheduled = None;
         let verdict = self.whole(snapshot, now, frame, packet, outbox);

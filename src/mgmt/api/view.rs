@@ -21,6 +21,11 @@ pub struct Status {
     pub drops: Vec<Reason>,
     /// Reasons why packets were given to management or the kernel, above zero.
     pub passed: Vec<Reason>,
+    /// Reasons why packets were given to another worker, above zero; those that its ring had no room
+    /// for included.
+    pub handed_over: Vec<Reason>,
+    /// What else was counted, above zero.
+    pub counts: Vec<Reason>,
     /// Sentences an operator should know: what fell back to software, what waits.
     pub notes: Vec<String>,
 }
@@ -176,6 +181,8 @@ pub struct PortStatus {
     pub rx_missed: u64,
     pub rx_errors: u64,
     pub tx_errors: u64,
+    /// Whether its receive queues are trusted to tell a packet's owner, or why owners are computed.
+    pub queues: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]

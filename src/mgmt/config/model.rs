@@ -131,10 +131,30 @@ pub struct Port {
     pub neighbours: Vec<Neighbour>,
     /// Largest IP packet in bytes. A VLAN's is its parent's.
     pub mtu: u16,
+    pub rss: Rss,
     /// Name of the Linux interface that stands beside this port.
     pub kernel_interface: Option<String>,
     pub rx_descriptors: u16,
     pub tx_descriptors: u16,
+}
+
+/// Whether a port's receive queues may tell a packet's owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Rss {
+    /// Where the device can hash as needed and packets prove it.
+    #[default]
+    Auto,
+    Off,
+    /// Whoever fills the queues hashes as needed; packets still have to prove it.
+    Assume,
+}
+
+impl Rss {
+    pub const NAMES: &[(&str, Rss)] = &[
+        ("auto", Rss::Auto),
+        ("off", Rss::Off),
+        ("assume", Rss::Assume),
+    ];
 }
 
 impl Port {

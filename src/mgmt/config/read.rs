@@ -197,7 +197,7 @@ fn read_attachment(r: &mut Reader<'_>) -> Option<At<Attachment>> {
     r.require("parent", "\"wan\"");
     let vlan = r.integer("vlan", 1..=4094);
     r.require("vlan", "7");
-    for key in ["device", "mtu", "rx_descriptors", "tx_descriptors"] {
+    for key in ["device", "mtu", "rss", "rx_descriptors", "tx_descriptors"] {
         r.refuse(key, |key| ConfigError::ParentsKey { key });
     }
     let (parent, vlan) = (parent?, vlan?);
@@ -238,6 +238,7 @@ fn read_port(mut r: Reader<'_>) -> Option<(Port, PortSpans)> {
     let mtu = r
         .integer("mtu", 576..=9600)
         .map_or(Port::DEFAULT_MTU, |at| at.value);
+    let rss = r.choice("rss", Rss::NAMES);
     let kernel_interface = r
         .parsed("kernel_interface", parse_interface)
         .map(|at| at.value);
@@ -263,6 +264,7 @@ fn read_port(mut r: Reader<'_>) -> Option<(Port, PortSpans)> {
         routes,
         neighbours,
         mtu,
+        rss: rss.map_or(Rss::Auto, |at| at.value),
         kernel_interface,
         rx_descriptors: rx.map_or(Port::DEFAULT_DESCRIPTORS, |at| at.value),
         tx_descriptors: tx.map_or(Port::DEFAULT_DESCRIPTORS, |at| at.value),

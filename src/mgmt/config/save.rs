@@ -201,6 +201,7 @@ fn write_port(out: &mut Writer, port: &Port) {
     if port.device().is_some() {
         out.changed("mtu", &port.mtu, &Port::DEFAULT_MTU, u16::to_string);
     }
+    out.changed("rss", &port.rss, &Rss::Auto, named(Rss::NAMES));
     out.optional_string("kernel_interface", port.kernel_interface.as_ref());
     out.changed(
         "rx_descriptors",

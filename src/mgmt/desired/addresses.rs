@@ -122,7 +122,7 @@ impl Links {
 
 /// Whether any of the service's replies pass here. The sorry server's method counts also while it
 /// is not needed, so that the owners of flows do not change when it is.
-pub(super) fn is_two_way(service: &config::Service) -> bool {
+pub(in crate::mgmt) fn is_two_way(service: &config::Service) -> bool {
     let sorry = service.sorry_server.as_ref().and_then(|s| s.method);
     let methods = [Some(service.method), sorry];
     methods

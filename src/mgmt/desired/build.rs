@@ -64,9 +64,11 @@ impl Desired {
             ports: self
                 .ports
                 .iter()
-                .map(|p| PortView {
+                .enumerate()
+                .map(|(index, p)| PortView {
                     mac: p.mac,
                     mtu: p.mtu,
+                    queues: self.queues.get(index).copied().flatten(),
                 })
                 .collect(),
             vlans: Arc::new(self.vlans()),

@@ -12,6 +12,7 @@ mod service;
 mod standing;
 mod tables;
 
+pub(super) use addresses::is_two_way;
 pub use ids::{BackendKey, MAX_BACKENDS, MAX_SERVICES};
 pub(super) use tables::table_size;
 
@@ -22,6 +23,7 @@ use super::config;
 use super::drains::Drains;
 use super::hash_tables::HashTables;
 use crate::lb::owner::Ownership;
+use crate::lb::queues::Queues;
 use crate::lb::snapshot::{Backend, BackendId, BackendState, ServiceId, Snapshot};
 use ids::Ids;
 
@@ -40,7 +42,7 @@ pub struct PortFacts {
     pub vlan: Option<u16>,
 }
 
-/// Entries of the redirection table that stands for all ports' until their RSS is confirmed.
+/// Entries of the redirection table that owners go by where no device has a smaller one.
 pub const RETA: u16 = 128;
 
 /// What should be, as management knows it.
@@ -65,15 +67,18 @@ pub struct Desired {
     tables: HashTables,
     generation: u64,
     ownership: Ownership,
+    /// What the ports' receive queues say about owners.
+    queues: Vec<Option<Queues>>,
 }
 
 type Config = config::Config;
 
 impl Desired {
-    pub fn new(config: Config, ports: Vec<PortFacts>) -> Self {
+    /// `reta`: see [`Ownership`].
+    pub fn new(config: Config, ports: Vec<PortFacts>, reta: u16) -> Self {
         let workers = config.workers.cores.len() as u8;
         let ownership = Ownership {
-            reta: RETA,
+            reta,
             workers,
             compute: workers > 1,
         };
@@ -92,6 +97,7 @@ impl Desired {
             quorum_met: HashMap::new(),
             tables: HashTables::default(),
             generation: 0,
+            queues: Vec::new(),
         }
     }
 
@@ -114,6 +120,11 @@ impl Desired {
         for facts in self.ports.iter_mut().filter(|f| f.device == port) {
             facts.mac = mac;
         }
+    }
+
+    /// What the ports' receive queues say about owners, by port.
+    pub fn set_queues(&mut self, queues: Vec<Option<Queues>>) {
+        self.queues = queues;
     }
 
     /// The indexes of a port and its VLANs.

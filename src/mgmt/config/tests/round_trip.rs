@@ -31,6 +31,7 @@ addresses = ["192.0.2.2/24", "2001:db8::2/64"]
 check_address = ["192.0.2.3", "2001:db8::3"]
 gateway = ["192.0.2.1", "2001:db8::1"]
 mtu = 9000
+rss = "assume"
 kernel_interface = "wan0"
 rx_descriptors = 512
 tx_descriptors = 256
