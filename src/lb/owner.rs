@@ -175,7 +175,7 @@ impl Side {
 
 /// Who is who among the addresses: what [`Side`] is read from. An address with any two-way service
 /// is two-way for all its packets, whatever their port, since fragments and NICs see no ports.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sides {
     addresses: FastMap<IpAddr, Side>,
     /// Prefix services: longest first.

@@ -62,7 +62,7 @@ pub enum Target {
 }
 
 /// The routing table and the neighbours, read-only.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Routes {
     /// Longest prefix first.
     routes: Vec<(Prefix, Target)>,

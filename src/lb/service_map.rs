@@ -33,7 +33,7 @@ impl Listen {
     }
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ServiceMap {
     exact: FastMap<(IpAddr, u16, u8), ServiceId>,
     /// Most specific first: longest prefix, then narrowest range.

@@ -201,7 +201,7 @@ pub enum Untracked {
 }
 
 /// One service: what is scheduled and how.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Service {
     pub id: ServiceId,
     pub name: Arc<str>,
@@ -250,7 +250,7 @@ pub struct PortView {
 }
 
 /// Values in chunks behind `Arc`s, so that a successor copies only the chunks it changes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Chunked<T> {
     chunks: Vec<Arc<[T]>>,
     length: usize,
@@ -291,6 +291,44 @@ impl<T: Clone> Chunked<T> {
     pub fn get_mut(&mut self, index: u32) -> Option<&mut T> {
         Arc::make_mut(self.chunks.get_mut(index as usize / CHUNK)?).get_mut(index as usize % CHUNK)
     }
+
+    /// Puts a value in its place, if it has one. Equal ones leave the chunk shared.
+    pub fn set(&mut self, index: u32, value: T)
+    where
+        T: PartialEq,
+    {
+        if self.get(index).is_some_and(|present| *present != value)
+            && let Some(place) = self.get_mut(index)
+        {
+            *place = value;
+        }
+    }
+
+    /// Makes places of all indexes below `length`, with the default in those that are new.
+    pub fn grow(&mut self, length: usize)
+    where
+        T: Default,
+    {
+        while self.length < length {
+            let begin = self.length - self.length % CHUNK;
+            let mut chunk = match self.chunks.get(begin / CHUNK) {
+                Some(partial) => partial.to_vec(),
+                None => Vec::new(),
+            };
+            chunk.resize((length - begin).min(CHUNK), T::default());
+            self.chunks.truncate(begin / CHUNK);
+            self.length = begin + chunk.len();
+            self.chunks.push(chunk.into());
+        }
+    }
+
+    /// Chunks that two have in common, and all of this one.
+    #[cfg(test)]
+    pub fn shared(&self, other: &Self) -> (usize, usize) {
+        let pairs = self.chunks.iter().zip(&other.chunks);
+        let shared = pairs.filter(|(a, b)| Arc::ptr_eq(a, b)).count();
+        (shared, self.chunks.len())
+    }
 }
 
 impl<T: Clone> FromIterator<T> for Chunked<T> {
@@ -309,7 +347,7 @@ impl<T: Clone> FromIterator<T> for Chunked<T> {
 }
 
 /// Everything, at one generation.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
     pub generation: u64,
     /// By [`ServiceId`]; a hole is a service that is gone.
@@ -373,14 +411,28 @@ mod tests {
         let first: Chunked<u32> = (0..1000).collect();
         let mut second = first.clone();
         *second.get_mut(70).expect("there") = 7;
-        let shared = first
-            .chunks
-            .iter()
-            .zip(&second.chunks)
-            .filter(|(a, b)| Arc::ptr_eq(a, b))
-            .count();
-        assert_eq!(shared, first.chunks.len() - 1);
+        assert_eq!(first.shared(&second), (15, 16));
         assert_eq!((first.get(70), second.get(70)), (Some(&70), Some(&7)));
         assert_eq!((second.len(), second.get(1000)), (1000, None));
+    }
+
+    #[test]
+    fn places_are_made_and_equal_values_leave_chunks_shared() {
+        let mut first: Chunked<u32> = Chunked::default();
+        first.grow(70);
+        first.set(69, 7);
+        let mut second = first.clone();
+        second.set(69, 7);
+        second.set(3, 0);
+        second.set(70, 9);
+        assert_eq!((first.shared(&second), second.get(70)), ((2, 2), None));
+        second.grow(200);
+        assert_eq!(first.shared(&second), (1, 2));
+        assert_eq!((second.len(), second.iter().count()), (200, 200));
+        second.set(199, 8);
+        let set: Vec<_> = second.iter().filter(|value| **value != 0).collect();
+        assert_eq!(set, [&7, &8]);
+        second.grow(1);
+        assert_eq!(second.len(), 200);
     }
 }

@@ -33,6 +33,7 @@ use super::hooks::Hooks;
 use super::load::Load;
 use super::net::{NetState, Output, net_ports, vips};
 use super::ports::{Change, Ports};
+use super::retired::Retired;
 use super::rss::Rss;
 use super::signals::Signals;
 use super::start::Machine;
@@ -61,6 +62,7 @@ pub struct Appliance {
     building: Option<Building>,
     pub workers: Vec<WorkerLink>,
     pub current: Arc<Snapshot>,
+    retired: Retired,
     pub clock: Clock,
     ports: Ports,
     rss: Rss,
@@ -103,6 +105,7 @@ impl Appliance {
             building: None,
             workers: machine.workers,
             current,
+            retired: Retired::new(),
             clock: machine.clock,
             rss: machine.rss,
             ports: Ports::new(machine.ports, machine.pool.clone()),
@@ -221,7 +224,8 @@ impl Appliance {
         self.workers[worker].collect(|done| match done {
             Message::List(request) => lists.push(request),
             Message::Queues { port, rx, tx } => self.ports.returned(port, rx, tx),
-            Message::Swap(_) | Message::Quiesce | Message::Stop => {}
+            Message::Swap(old) => self.retired.free(old),
+            Message::Quiesce | Message::Stop => {}
         });
         lists.iter().for_each(|request| self.list(request));
     }
@@ -252,7 +256,9 @@ impl Appliance {
     fn collect_removed(&mut self) {
         let workers = &self.workers;
         let has_connections = |id| news::tracked(workers, id) > 0;
-        self.stale |= self.desired.collect_removed(has_connections);
+        let generations = workers.iter().map(|w| w.counters.generation.get());
+        let in_use = generations.min().unwrap_or(0);
+        self.stale |= self.desired.collect_removed(in_use, has_connections);
     }
 
     /// Publishes, after the hash tables that are new have been built by another thread.
@@ -280,7 +286,9 @@ impl Appliance {
     /// Builds the next snapshot and sends it to every worker.
     pub fn publish(&mut self) {
         self.stale = false;
-        self.current = Arc::new(self.desired.build(&self.net));
+        let next = self.desired.build(&self.net);
+        let last = std::mem::replace(&mut self.current, next);
+        self.retired.free(last);
         for worker in &mut self.workers {
             worker.publish(&self.current);
         }
@@ -289,7 +297,8 @@ impl Appliance {
 
     /// Takes a new, valid configuration.
     pub fn apply(&mut self, config: Config, now: Instant) {
-        self.desired.replace(config, &self.current);
+        let before = self.desired.replace(config);
+        self.retired.free(before);
         self.checks.configure(&mut self.desired);
         self.load.configure(&mut self.desired, now);
         self.hooks.configure(&self.desired.config);

@@ -7,37 +7,42 @@ use std::time::{Duration, Instant};
 
 use crate::lb::snapshot::{BackendId, BackendState};
 
+#[derive(Clone)]
 struct Drain {
     since: Instant,
     over: bool,
 }
 
 /// The backends that are drained now.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Drains {
     drains: HashMap<BackendId, Drain>,
 }
 
 impl Drains {
-    /// `drained`: every backend that is to be drained, with its service's deadline. True where a
-    /// deadline has passed since the last look.
+    /// `drained`: every backend that is to be drained, with its service's deadline. Returns those
+    /// whose deadline has passed since the last look, or does not count any more.
     pub fn look(
         &mut self,
         now: Instant,
         drained: impl IntoIterator<Item = (BackendId, Option<Duration>)>,
-    ) -> bool {
+    ) -> Vec<BackendId> {
         let mut known = std::mem::take(&mut self.drains);
-        let mut news = false;
+        let mut news = Vec::new();
         for (id, deadline) in drained {
             let mut drain = known.remove(&id).unwrap_or(Drain {
                 since: now,
                 over: false,
             });
             let over = deadline.is_some_and(|time| now.duration_since(drain.since) >= time);
-            news |= over != drain.over;
+            if over != drain.over {
+                news.push(id);
+            }
             drain.over = over;
             self.drains.insert(id, drain);
         }
+        let ended = known.into_iter().filter(|(_, drain)| drain.over);
+        news.extend(ended.map(|(id, _)| id));
         news
     }
 
@@ -66,14 +71,17 @@ mod tests {
     fn a_drain_ends_at_its_deadline_and_not_before() {
         let (start, mut drains) = (Instant::now(), Drains::default());
         let drained = [(ID, Some(MINUTE))];
-        assert!(!drains.look(start, drained));
-        assert!(!drains.look(start + MINUTE - Duration::from_secs(1), drained));
+        assert_eq!(drains.look(start, drained), []);
+        assert_eq!(
+            drains.look(start + MINUTE - Duration::from_secs(1), drained),
+            []
+        );
         assert_eq!(
             drains.state(ID, BackendState::Drained),
             BackendState::Drained
         );
-        assert!(drains.look(start + MINUTE, drained));
-        assert!(!drains.look(start + MINUTE * 2, drained), "told once");
+        assert_eq!(drains.look(start + MINUTE, drained), [ID]);
+        assert_eq!(drains.look(start + MINUTE * 2, drained), [], "told once");
         assert_eq!(
             drains.state(ID, BackendState::Drained),
             BackendState::Removed
@@ -89,10 +97,13 @@ mod tests {
     #[test]
     fn without_a_deadline_it_lasts() {
         let (start, mut drains) = (Instant::now(), Drains::default());
-        assert!(!drains.look(start, [(ID, None)]));
-        assert!(!drains.look(start + MINUTE * 10_000, [(ID, None)]));
+        assert_eq!(drains.look(start, [(ID, None)]), []);
+        assert_eq!(drains.look(start + MINUTE * 10_000, [(ID, None)]), []);
         // One that is set later counts from the drain's start.
-        assert!(drains.look(start + MINUTE * 10_001, [(ID, Some(MINUTE))]));
+        assert_eq!(
+            drains.look(start + MINUTE * 10_001, [(ID, Some(MINUTE))]),
+            [ID]
+        );
     }
 
     #[test]
@@ -100,13 +111,14 @@ mod tests {
         let (start, mut drains) = (Instant::now(), Drains::default());
         let drained = [(ID, Some(MINUTE))];
         drains.look(start, drained);
-        assert!(drains.look(start + MINUTE, drained));
-        drains.look(start + MINUTE, []);
+        assert_eq!(drains.look(start + MINUTE, drained), [ID]);
+        assert_eq!(drains.look(start + MINUTE, []), [ID], "over no more");
+        assert_eq!(drains.look(start + MINUTE, []), []);
         assert_eq!(
             drains.state(ID, BackendState::Drained),
             BackendState::Drained
         );
-        assert!(!drains.look(start + MINUTE * 5, drained));
-        assert!(drains.look(start + MINUTE * 6, drained));
+        assert_eq!(drains.look(start + MINUTE * 5, drained), []);
+        assert_eq!(drains.look(start + MINUTE * 6, drained), [ID]);
     }
 }

@@ -21,7 +21,7 @@ pub struct TableKey {
 pub type Built = (TableKey, Arc<Maglev>);
 
 /// Tables by what they depend on, for as long as some snapshot holds them.
-#[derive(Default, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct HashTables {
     tables: HashMap<TableKey, Weak<Maglev>>,
 }

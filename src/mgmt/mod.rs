@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod net;
 pub mod ports;
 pub mod quorum;
+pub mod retired;
 pub mod rss;
 pub mod signals;
 pub mod start;
@@ -28,7 +29,6 @@ pub mod watchdog;
 pub mod workers;
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Instant;
 
 use thiserror::Error;
@@ -71,11 +71,10 @@ pub fn start(config: &Config) -> Result<Appliance, start::StartError> {
     net.want(desired.destinations(), now, &mut out);
     let (mut checks, mut load) = (Checks::new(config), Load::new(now));
     let snapshot = {
-        desired.name_backends();
         checks.configure(&mut desired);
         load.configure(&mut desired, now);
         desired.look_at_quorums();
-        Arc::new(desired.build(&net))
+        desired.build(&net)
     };
     let machine = start::launch(ready, config, &snapshot)?;
     summary(config, &machine);

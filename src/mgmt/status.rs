@@ -129,7 +129,7 @@ impl Source<'_> {
     }
 
     fn service(&self, service: &config::Service) -> ServiceStatus {
-        let removed = self.desired.removed_of(&service.name);
+        let removed = self.desired.removed_of(service);
         let removed = removed.map(|backend| self.removed(service, backend));
         let led = self.load.status(self.desired, service);
         let of = |backend| self.backend(service, backend, &led);

@@ -127,7 +127,7 @@ impl World {
     }
 
     fn build(&mut self) -> Arc<Snapshot> {
-        Arc::new(self.desired.build(&self.net))
+        self.desired.build(&self.net)
     }
 }
 
@@ -477,7 +477,8 @@ fn publish(
     let (mut builds, mut published) = (Vec::new(), Vec::new());
     for n in 0..SNAPSHOTS {
         let service = world.desired.config.services[n].clone();
-        let id = world.desired.backend_id(&service, &service.backends[0]);
+        let id = world.desired.find_backend(&service, &service.backends[0]);
+        let id = id.ok_or("a backend without an id")?;
         let begun = Instant::now();
         world.desired.set_weight(id, Some(2));
         let snapshot = world.build();

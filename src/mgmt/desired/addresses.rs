@@ -4,16 +4,15 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use super::*;
+use super::service::method;
+use super::{Desired, PortFacts, config};
 use crate::lb::flow::protocol;
 use crate::lb::owner::Sides;
 use crate::lb::route::{Link, Prefix, Routes, Target};
 use crate::lb::service_map::{Listen, ServiceMap};
-use crate::lb::snapshot::*;
+use crate::lb::snapshot::{FastMap, FastSet};
 use crate::lb::vlan::{Vlan, Vlans};
 use crate::mgmt::net::NetState;
-
-use super::service::method;
 
 impl Desired {
     /// Which end of a flow names its owner, by the addresses of a packet.
@@ -59,7 +58,8 @@ impl Desired {
         Vlans::new(devices.count() as u8, vlans)
     }
 
-    pub(super) fn routes(&self, links: &Links) -> Routes {
+    pub(super) fn routes(&self) -> Routes {
+        let links = &self.links;
         let mut routes = Vec::new();
         for (index, port) in self.config.ports.iter().enumerate() {
             let via = |ip| Target::Via(links.get(index as u16, ip));
@@ -90,7 +90,12 @@ impl Desired {
 }
 
 /// The neighbours that can be sent to, as links.
-pub(super) struct Links(HashMap<(u16, IpAddr), Link>);
+#[derive(Clone, Debug, Default)]
+pub(super) struct Links {
+    links: HashMap<(u16, IpAddr), Link>,
+    /// [`NetState::version`] of what they were made from.
+    pub version: u64,
+}
 
 impl Links {
     pub fn new(net: &NetState, ports: &[PortFacts]) -> Self {
@@ -108,15 +113,29 @@ impl Links {
                 },
             ))
         });
-        Self(links.collect())
+        Self {
+            links: links.collect(),
+            version: net.version(),
+        }
     }
 
     pub fn get(&self, port: u16, ip: IpAddr) -> Option<Link> {
-        self.0.get(&(port, ip)).copied()
+        self.links.get(&(port, ip)).copied()
     }
 
     pub fn neighbours(&self) -> FastMap<IpAddr, Link> {
-        self.0.iter().map(|(&(_, ip), &link)| (ip, link)).collect()
+        let links = self.links.iter();
+        links.map(|(&(_, ip), &link)| (ip, link)).collect()
+    }
+
+    /// Addresses that are reached otherwise than `before`, or only then or now.
+    pub fn differences<'a>(&'a self, before: &'a Links) -> impl Iterator<Item = IpAddr> + 'a {
+        let missing = |of: &'a Links, from: &'a Links| {
+            let keys = of.links.iter();
+            keys.filter(|(key, link)| from.links.get(key) != Some(*link))
+                .map(|((_, ip), _)| *ip)
+        };
+        missing(self, before).chain(missing(before, self))
     }
 }
 

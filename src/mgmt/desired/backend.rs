@@ -3,23 +3,18 @@
 
 use std::net::IpAddr;
 
-use super::addresses::Links;
 use super::service::method;
-use super::*;
+use super::{Desired, SORRY, config};
 use crate::lb::forward::tunnel;
-use crate::lb::snapshot::*;
+use crate::lb::snapshot::{Backend, BackendId, BackendState, ForwardMethod, ServiceId};
 use crate::mgmt::net::NetState;
 
 impl Desired {
-    pub(super) fn build_backend(
-        &mut self,
-        service: &config::Service,
-        backend: &config::Backend,
-        service_id: ServiceId,
-        net: &NetState,
-        links: &Links,
-    ) -> Backend {
-        let id = self.backend_id(service, backend);
+    /// The backend of this index of the service at this place.
+    pub(super) fn build_backend(&self, place: usize, index: usize, net: &NetState) -> Backend {
+        let service = &self.config.services[place];
+        let (named, backend) = (&self.places[place], &service.backends[index]);
+        let id = named.backends[index];
         let state = match self.is_down(id) {
             _ if backend.drain => BackendState::Drained,
             true if service.inhibit => BackendState::Drained,
@@ -28,10 +23,10 @@ impl Desired {
         };
         Backend {
             id,
-            service: service_id,
+            service: named.id,
             state: self.drains.state(id, state),
             weight: self.weight_in_force(id, backend),
-            ..self.reach(service, backend, method(service.method), net, links)
+            ..self.reach(service, backend, method(service.method), net)
         }
     }
 
@@ -42,10 +37,9 @@ impl Desired {
         backend: &config::Backend,
         method: ForwardMethod,
         net: &NetState,
-        links: &Links,
     ) -> Backend {
         let hop = net.next_hop(backend.address);
-        let link = hop.and_then(|(port, ip)| links.get(port, ip));
+        let link = hop.and_then(|(port, ip)| self.links.get(port, ip));
         let port = hop.map_or(0, |(port, _)| usize::from(port));
         let mtu = self.ports.get(port).map_or(1500, |p| p.mtu);
         let overhead = match method {
@@ -82,15 +76,9 @@ impl Desired {
 
     /// The sorry server, as a backend that only gets new connections while it is the service's only
     /// one. It is always there, for the connections it has.
-    pub(super) fn build_sorry_server(
-        &mut self,
-        service: &config::Service,
-        id: ServiceId,
-        net: &NetState,
-        links: &Links,
-    ) -> Option<Backend> {
-        let sorry = service.sorry_server.as_ref()?;
-        let own = BackendId(self.backends.get(&BackendKey::sorry(service)?));
+    pub(super) fn build_sorry_server(&self, place: usize, net: &NetState) -> Option<Backend> {
+        let (service, named) = (&self.config.services[place], &self.places[place]);
+        let (sorry, own) = (service.sorry_server.as_ref()?, named.sorry?);
         let backend = config::Backend {
             name: SORRY.into(),
             address: sorry.address,
@@ -103,8 +91,8 @@ impl Desired {
         let method = method(sorry.method.unwrap_or(service.method));
         Some(Backend {
             id: own,
-            service: id,
-            ..self.reach(service, &backend, method, net, links)
+            service: named.id,
+            ..self.reach(service, &backend, method, net)
         })
     }
 

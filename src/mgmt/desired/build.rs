@@ -1,11 +1,13 @@
-//! The next snapshot, from everything that [`Desired`] knows. Runs on the management thread.
+//! The next snapshot, from everything that [`Desired`] knows: what has changed is built anew, and
+//! the rest shared with the snapshot before. Runs on the management thread.
 
 use std::sync::Arc;
 
-use super::addresses::{Links, is_two_way, listen};
-use super::*;
+use super::addresses::{is_two_way, listen};
+use super::changed::Changed;
+use super::{Desired, PortFacts};
 use crate::lb::service_map::ServiceMap;
-use crate::lb::snapshot::*;
+use crate::lb::snapshot::{PortView, Snapshot};
 use crate::lb::weights::Weights;
 use crate::mgmt::net::NetState;
 
@@ -14,79 +16,75 @@ const FLOOD_GUARD: u32 = 100_000;
 
 impl Desired {
     /// The next generation, complete.
-    pub fn build(&mut self, net: &NetState) -> Snapshot {
-        self.generation += 1;
-        let links = Links::new(net, &self.ports);
-        let config = std::mem::take(&mut self.config.services);
-        let mut services: Vec<Option<Service>> = Vec::new();
-        let mut backends: Vec<Option<Backend>> = Vec::new();
-        let mut listens = Vec::new();
-        for service in &config {
-            let id = ServiceId(self.services.get(&service.name));
-            let ids: Vec<BackendId> = service
-                .backends
-                .iter()
-                .map(|backend| {
-                    let built = self.build_backend(service, backend, id, net, &links);
-                    let id = built.id;
-                    put(&mut backends, id.0, built);
-                    id
-                })
-                .collect();
-            let sorry = self.build_sorry_server(service, id, net, &links);
-            listens.extend(service.listen.iter().map(|l| (listen(l), id)));
-            put(
-                &mut services,
-                id.0,
-                self.build_service(service, id, ids, sorry.as_ref()),
-            );
-            if let Some(sorry) = sorry {
-                put(&mut backends, sorry.id.0, sorry);
+    pub fn build(&mut self, net: &NetState) -> Arc<Snapshot> {
+        self.follow(net);
+        let changed = std::mem::take(&mut self.changed);
+        let mut next = Snapshot::clone(&self.last);
+        next.generation += 1;
+        next.ownership = self.ownership;
+        next.backends.grow(self.backends.end() as usize);
+        next.services.grow(self.services.end() as usize);
+        for &id in &changed.backends {
+            let removed = self.build_removed(id, next.generation);
+            next.backends.set(id.0, removed);
+        }
+        for &id in &changed.services {
+            match self.places.of_service(id) {
+                Some(place) => self.build_service_with_backends(place, net, &mut next),
+                None => next.services.set(id.0, None),
             }
         }
-        for gone in self.removed.values() {
-            put(&mut backends, gone.id.0, gone.clone());
-        }
-        let backends: Chunked<Option<Backend>> = backends.into_iter().collect();
-        for service in services.iter_mut().flatten() {
-            service.weights = Arc::new(Weights::of(&service.backends, &backends));
-        }
-        self.config.services = config;
-        let service_map = ServiceMap::new(listens);
-        let own = self.own_addresses(&service_map);
-        let sides = self.sides();
-        Snapshot {
-            generation: self.generation,
-            two_way: self.config.services.iter().any(is_two_way),
-            services: services.into_iter().map(|s| s.map(Arc::new)).collect(),
-            backends,
-            service_map: Arc::new(service_map),
-            ports: self
-                .ports
-                .iter()
-                .enumerate()
-                .map(|(index, p)| PortView {
-                    mac: p.mac,
-                    mtu: p.mtu,
-                    queues: self.queues.get(index).copied().flatten(),
-                })
-                .collect(),
-            vlans: Arc::new(self.vlans()),
-            routes: Arc::new(self.routes(&links)),
-            own: Arc::new(own),
-            checks: Arc::new(self.check_addresses()),
-            ownership: self.ownership,
-            sides: Arc::new(sides),
-            locals: self.locals.as_slice().into(),
-            flood_guard: self.config.workers.flood_guard.unwrap_or(FLOOD_GUARD),
-        }
+        self.build_common(&changed, &mut next);
+        self.last = Arc::new(next);
+        Arc::clone(&self.last)
     }
-}
 
-fn put<T>(values: &mut Vec<Option<T>>, id: u32, value: T) {
-    let index = id as usize;
-    if values.len() <= index {
-        values.resize_with(index + 1, || None);
+    /// The service at this place, its backends and its sorry server.
+    fn build_service_with_backends(&mut self, place: usize, net: &NetState, next: &mut Snapshot) {
+        let key = self.table_key(place);
+        let maglev = self.tables.table_now(&key);
+        let named = &self.places[place];
+        for (index, &id) in named.backends.iter().enumerate() {
+            let backend = self.build_backend(place, index, net);
+            next.backends.set(id.0, Some(backend));
+        }
+        let sorry = self.build_sorry_server(place, net);
+        let mut service = self.build_service(place, maglev, sorry.as_ref());
+        if let Some(sorry) = sorry {
+            next.backends.set(sorry.id.0, Some(sorry));
+        }
+        service.weights = Arc::new(Weights::of(&service.backends, &next.backends));
+        next.services.set(service.id.0, Some(Arc::new(service)));
     }
-    values[index] = Some(value);
+
+    /// What is made of all services, ports or neighbours together.
+    fn build_common(&self, changed: &Changed, next: &mut Snapshot) {
+        if changed.config {
+            let services = self.places.iter().zip(&self.config.services);
+            let listens = services.flat_map(|(named, service)| {
+                let of_service = service.listen.iter();
+                of_service.map(|l| (listen(l), named.id))
+            });
+            let map = ServiceMap::new(listens);
+            next.own = Arc::new(self.own_addresses(&map));
+            next.service_map = Arc::new(map);
+            next.checks = Arc::new(self.check_addresses());
+            next.sides = Arc::new(self.sides());
+            next.two_way = self.config.services.iter().any(is_two_way);
+            next.locals = self.locals.as_slice().into();
+            next.flood_guard = self.config.workers.flood_guard.unwrap_or(FLOOD_GUARD);
+        }
+        if changed.ports {
+            let view = |(index, port): (usize, &PortFacts)| PortView {
+                mac: port.mac,
+                mtu: port.mtu,
+                queues: self.queues.get(index).copied().flatten(),
+            };
+            next.ports = self.ports.iter().enumerate().map(view).collect();
+            next.vlans = Arc::new(self.vlans());
+        }
+        if changed.links {
+            next.routes = Arc::new(self.routes());
+        }
+    }
 }

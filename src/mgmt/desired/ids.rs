@@ -1,6 +1,7 @@
 //! The ids of services and backends, which survive reloads. Plain state on the management thread.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::IpAddr;
 
 use super::config;
@@ -34,18 +35,13 @@ impl BackendKey {
             is_sorry: true,
         })
     }
-
-    /// Of everything that a service names.
-    pub fn all(service: &config::Service) -> impl Iterator<Item = Self> {
-        let backends = service.backends.iter().map(|b| Self::of(service, b));
-        backends.chain(Self::sorry(service))
-    }
 }
 
 /// Ids that are in use and what they name.
+#[derive(Clone, Debug)]
 pub struct Ids<K> {
-    pub by_key: HashMap<K, u32>,
-    pub free: Vec<u32>,
+    by_key: HashMap<K, u32>,
+    free: Vec<u32>,
     next: u32,
 }
 
@@ -59,17 +55,30 @@ impl<K> Default for Ids<K> {
     }
 }
 
-impl<K: std::hash::Hash + Eq + Clone> Ids<K> {
-    pub fn get(&mut self, key: &K) -> u32 {
-        if let Some(&id) = self.by_key.get(key) {
-            return id;
-        }
-        let id = self.free.pop().unwrap_or_else(|| {
-            self.next += 1;
-            self.next - 1
-        });
-        self.by_key.insert(key.clone(), id);
-        id
+impl<K: Hash + Eq> Ids<K> {
+    /// The id of `key`, which gets one if it has none.
+    pub fn get(&mut self, key: K) -> u32 {
+        let (free, next) = (&mut self.free, &mut self.next);
+        *self.by_key.entry(key).or_insert_with(|| {
+            free.pop().unwrap_or_else(|| {
+                *next += 1;
+                *next - 1
+            })
+        })
+    }
+
+    pub fn find(&self, key: &K) -> Option<u32> {
+        self.by_key.get(key).copied()
+    }
+
+    /// Lets another have the id of `key`.
+    pub fn free(&mut self, key: &K) {
+        self.free.extend(self.by_key.remove(key));
+    }
+
+    /// All ids ever given are below this.
+    pub fn end(&self) -> u32 {
+        self.next
     }
 }
 

@@ -1,16 +1,23 @@
 //! From the validated configuration, the neighbours and the backends' health to a [`Snapshot`].
 //!
 //! Owns the ids: a service or backend keeps its id through every reload, and a backend's id is
-//! given to another only when no worker counts a connection of it. Runs on the management
-//! thread; pure but for the ids it remembers.
+//! given to another only when no worker counts a connection of it. Every change is noted, so that
+//! the next snapshot takes the rest from its predecessor. Runs on the management thread; pure but
+//! for what it remembers.
 
 mod addresses;
 mod backend;
 mod build;
+mod changed;
 mod ids;
+mod places;
+mod removed;
 mod service;
 mod standing;
 mod tables;
+
+#[cfg(test)]
+mod tests;
 
 pub(super) use addresses::is_two_way;
 pub use ids::{BackendKey, MAX_BACKENDS, MAX_SERVICES};
@@ -18,14 +25,19 @@ pub(super) use tables::table_size;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use super::config;
+use super::config::{self, Config};
 use super::drains::Drains;
 use super::hash_tables::HashTables;
 use crate::lb::owner::Ownership;
 use crate::lb::queues::Queues;
-use crate::lb::snapshot::{Backend, BackendId, BackendState, ServiceId, Snapshot};
+use crate::lb::snapshot::{BackendId, ServiceId, Snapshot};
+use addresses::Links;
+use changed::Changed;
 use ids::Ids;
+use places::Places;
+use removed::Removed;
 
 /// What a sorry server is called.
 pub const SORRY: &str = "sorry-server";
@@ -46,48 +58,52 @@ pub struct PortFacts {
 pub const RETA: u16 = 128;
 
 /// What should be, as management knows it.
+#[derive(Clone)]
 pub struct Desired {
     pub config: Config,
     /// As in the configuration: first those with devices, then the VLANs.
     ports: Vec<PortFacts>,
     services: Ids<String>,
     backends: Ids<BackendKey>,
+    /// Where in the configuration each id stands.
+    places: Places,
     /// FullNAT's local addresses by index. Connections name them, so none is ever taken out.
     locals: Vec<IpAddr>,
-    /// Backends that left the configuration and still have connections.
-    removed: HashMap<BackendId, Backend>,
+    /// Backends that left the configuration and may still have connections.
+    removed: HashMap<BackendId, Removed>,
     /// Backends whose checks fail.
     down: HashSet<BackendId>,
     /// Weights that checks set in place of the configured ones.
     checked_weights: HashMap<BackendId, u32>,
     weights: HashMap<BackendId, u32>,
     drains: Drains,
-    /// Services that have too few backends, and all whose quorum has been looked at.
-    quorum_met: HashMap<String, bool>,
+    /// Whether services have backends enough, of all whose quorum has been looked at.
+    quorum_met: HashMap<ServiceId, bool>,
     tables: HashTables,
-    generation: u64,
     ownership: Ownership,
     /// What the ports' receive queues say about owners.
     queues: Vec<Option<Queues>>,
+    /// The last snapshot, the neighbours that it was built with, and what has changed since.
+    last: Arc<Snapshot>,
+    links: Links,
+    changed: Changed,
 }
-
-type Config = config::Config;
 
 impl Desired {
     /// `reta`: see [`Ownership`].
     pub fn new(config: Config, ports: Vec<PortFacts>, reta: u16) -> Self {
         let workers = config.workers.cores.len() as u8;
-        let ownership = Ownership {
-            reta,
-            workers,
-            compute: workers > 1,
-        };
-        Self {
-            ownership,
+        let mut desired = Self {
+            ownership: Ownership {
+                reta,
+                workers,
+                compute: workers > 1,
+            },
             config,
             ports,
             services: Ids::default(),
             backends: Ids::default(),
+            places: Places::default(),
             locals: Vec::new(),
             removed: HashMap::new(),
             down: HashSet::new(),
@@ -96,23 +112,18 @@ impl Desired {
             drains: Drains::default(),
             quorum_met: HashMap::new(),
             tables: HashTables::default(),
-            generation: 0,
             queues: Vec::new(),
-        }
+            last: Arc::default(),
+            links: Links::default(),
+            changed: Changed::default(),
+        };
+        desired.name();
+        desired.change_everything();
+        desired
     }
 
     pub fn ports(&self) -> &[PortFacts] {
         &self.ports
-    }
-
-    /// Gives every configured service and backend its id.
-    pub fn name_backends(&mut self) {
-        for service in &self.config.services {
-            self.services.get(&service.name);
-            for key in BackendKey::all(service) {
-                self.backends.get(&key);
-            }
-        }
     }
 
     /// The port has another MAC address since it was reset, and so have its VLANs.
@@ -120,11 +131,13 @@ impl Desired {
         for facts in self.ports.iter_mut().filter(|f| f.device == port) {
             facts.mac = mac;
         }
+        self.changed.ports = true;
     }
 
     /// What the ports' receive queues say about owners, by port.
     pub fn set_queues(&mut self, queues: Vec<Option<Queues>>) {
         self.queues = queues;
+        self.changed.ports = true;
     }
 
     /// The indexes of a port and its VLANs.
@@ -134,111 +147,66 @@ impl Desired {
         of_port.map(|(index, _)| index).collect()
     }
 
-    /// Takes a new configuration; backends that it no longer has become removed ones.
-    pub fn replace(&mut self, config: Config, current: &Snapshot) {
-        self.config = config;
-        self.name_backends();
-        let keys = self.config.services.iter().flat_map(BackendKey::all);
-        let kept: BTreeSet<u32> = keys
-            .filter_map(|key| self.backends.by_key.get(&key).copied())
-            .collect();
-        let has = |name: &String| self.config.services.iter().any(|s| s.name == *name);
-        self.quorum_met.retain(|name, _| has(name));
-        for backend in current.backends.iter().flatten() {
-            if kept.contains(&backend.id.0) {
-                self.removed.remove(&backend.id);
-            } else {
-                let gone = Backend {
-                    state: BackendState::Removed,
-                    ..backend.clone()
-                };
-                self.removed.insert(backend.id, gone);
+    /// Takes a new configuration and returns the old one; backends that the new one no longer has
+    /// become removed ones.
+    pub fn replace(&mut self, config: Config) -> Config {
+        let config = std::mem::replace(&mut self.config, config);
+        let places = self.name();
+        self.note_differences(&config, &places);
+        self.remove_missing(&config, &places);
+        let places = &self.places;
+        self.quorum_met
+            .retain(|&id, _| places.of_service(id).is_some());
+        config
+    }
+
+    /// Gives every configured service, backend and local address its id. Returns the old places.
+    fn name(&mut self) -> Places {
+        for service in &self.config.services {
+            for address in &service.local_addresses {
+                if !self.locals.contains(address) {
+                    self.locals.push(*address);
+                }
             }
         }
+        let places = Places::new(&self.config, &mut self.services, &mut self.backends);
+        std::mem::replace(&mut self.places, places)
     }
 
-    /// Forgets removed backends for which `has_connections` no longer holds, and frees their ids.
-    pub fn collect_removed(&mut self, has_connections: impl Fn(BackendId) -> bool) -> bool {
-        let done: Vec<BackendId> = self
-            .removed
-            .keys()
-            .copied()
-            .filter(|&id| !has_connections(id))
-            .collect();
-        for id in &done {
-            self.removed.remove(id);
-            self.down.remove(id);
-            self.checked_weights.remove(id);
-            self.weights.remove(id);
-            self.backends.by_key.retain(|_, &mut named| named != id.0);
-            self.backends.free.push(id.0);
-        }
-        !done.is_empty()
-    }
-
-    /// Removed backends that still have connections.
-    pub fn removed(&self) -> impl Iterator<Item = &Backend> {
-        self.removed.values()
-    }
-
-    /// Those of one service.
-    pub fn removed_of(&self, service: &str) -> impl Iterator<Item = &Backend> {
-        let id = self.services.by_key.get(service).copied();
-        let removed = self.removed.values();
-        removed.filter(move |b| Some(b.service.0) == id)
-    }
-
+    /// The id of a configured backend.
     pub fn find_backend(
         &self,
         service: &config::Service,
         backend: &config::Backend,
     ) -> Option<BackendId> {
         let key = BackendKey::of(service, backend);
-        self.backends.by_key.get(&key).copied().map(BackendId)
+        self.backends.find(&key).map(BackendId)
     }
 
     /// The name of a backend that is configured.
     pub fn backend_name(&self, id: BackendId) -> Option<String> {
-        let mut all = self.each_backend();
-        let found = all.find(|(service, backend)| self.find_backend(service, backend) == Some(id));
-        let is_sorry = |s: &config::Service| self.find_sorry_server(s) == Some(id);
-        let sorry = || self.config.services.iter().any(is_sorry);
-        match found {
-            Some((_, backend)) => Some(backend.name.clone()),
-            None => sorry().then(|| SORRY.to_owned()),
-        }
+        let place = self.places.of_backend(id)?;
+        let index = self.places[place].backends.iter().position(|b| *b == id);
+        Some(match index {
+            Some(index) => self.config.services[place].backends[index].name.clone(),
+            None => SORRY.to_owned(),
+        })
     }
 
     pub fn find_service(&self, service: &config::Service) -> Option<ServiceId> {
-        self.services
-            .by_key
-            .get(&service.name)
-            .copied()
-            .map(ServiceId)
+        self.services.find(&service.name).map(ServiceId)
     }
 
     pub fn find_sorry_server(&self, service: &config::Service) -> Option<BackendId> {
         let key = BackendKey::sorry(service)?;
-        self.backends.by_key.get(&key).copied().map(BackendId)
-    }
-
-    pub fn backend_id(
-        &mut self,
-        service: &config::Service,
-        backend: &config::Backend,
-    ) -> BackendId {
-        BackendId(self.backends.get(&BackendKey::of(service, backend)))
-    }
-
-    fn each_backend(&self) -> impl Iterator<Item = (&config::Service, &config::Backend)> {
-        let services = self.config.services.iter();
-        services.flat_map(|service| service.backends.iter().map(move |b| (service, b)))
+        self.backends.find(&key).map(BackendId)
     }
 
     /// Every address whose next hop must be resolved.
     pub fn destinations(&self) -> BTreeSet<IpAddr> {
-        let sorry = self.config.services.iter().flat_map(|s| &s.sorry_server);
-        let backends = self.each_backend().map(|(_, b)| b.address);
+        let services = || self.config.services.iter();
+        let backends = services().flat_map(|s| s.backends.iter().map(|b| b.address));
+        let sorry = services().flat_map(|s| &s.sorry_server);
         backends.chain(sorry.map(|s| s.address)).collect()
     }
 }

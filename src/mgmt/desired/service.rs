@@ -4,39 +4,37 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::*;
+use super::{Desired, config};
 use crate::lb::conn::{State, Timeouts};
+use crate::lb::maglev::Maglev;
 use crate::lb::persistence::Persistence;
-use crate::lb::snapshot::*;
+use crate::lb::snapshot::{
+    Backend, ForwardMethod, Limits, Scheduler, Service, Untracked, WhenNoBackend,
+};
 
 impl Desired {
     /// Indexes of a service's local addresses.
-    fn local_indexes(&mut self, service: &config::Service) -> Arc<[u16]> {
-        let index = |address: &IpAddr| {
-            let known = self.locals.iter().position(|known| known == address);
-            known.unwrap_or_else(|| {
-                self.locals.push(*address);
-                self.locals.len() - 1
-            }) as u16
-        };
-        service.local_addresses.iter().map(index).collect()
+    fn local_indexes(&self, service: &config::Service) -> Arc<[u16]> {
+        let index = |address: &IpAddr| self.locals.iter().position(|known| known == address);
+        let indexes = service.local_addresses.iter().filter_map(index);
+        indexes.map(|index| index as u16).collect()
     }
 
+    /// The service at this place, but for its weights.
     pub(super) fn build_service(
-        &mut self,
-        service: &config::Service,
-        id: ServiceId,
-        backends: Vec<BackendId>,
+        &self,
+        place: usize,
+        maglev: Arc<Maglev>,
         sorry: Option<&Backend>,
     ) -> Service {
-        let sorry = sorry.filter(|_| self.sorry_in_force(service).is_some());
-        let maglev = self.tables.table_now(&self.table_key(service));
+        let (service, named) = (&self.config.services[place], &self.places[place]);
+        let sorry = sorry.filter(|_| self.sorry_in_force(place).is_some());
         Service {
-            id,
+            id: named.id,
             name: service.name.as_str().into(),
             method: sorry.map_or(method(service.method), |sorry| sorry.method),
             scheduler: scheduler(service.scheduler),
-            backends: sorry.map_or(backends, |sorry| vec![sorry.id]),
+            backends: sorry.map_or_else(|| named.backends.clone(), |sorry| vec![sorry.id]),
             weights: Arc::default(),
             maglev,
             hash_port: service.hash_port,

@@ -3,14 +3,16 @@
 
 use std::sync::Arc;
 
-use super::*;
+use super::Desired;
+use super::config::{Backend, Service};
 use crate::lb::maglev::{DEFAULT_SIZE, Maglev, Member, SMALL_SIZE};
+use crate::lb::snapshot::BackendId;
 use crate::mgmt::hash_tables::TableKey;
 
 impl Desired {
     /// The consistent hash under a service, or the one that the sorry server needs.
-    pub(super) fn table_key(&self, service: &config::Service) -> TableKey {
-        if let Some(sorry) = self.sorry_in_force(service) {
+    pub(super) fn table_key(&self, place: usize) -> TableKey {
+        if let Some(sorry) = self.sorry_in_force(place) {
             let member = Member {
                 address: sorry.address,
                 port: sorry.port.unwrap_or(0),
@@ -21,27 +23,29 @@ impl Desired {
                 size: SMALL_SIZE,
             };
         }
+        let service = &self.config.services[place];
         let follows = service.feedback.as_ref().is_some_and(|f| f.hash_too);
-        let weight = |backend: &config::Backend| {
-            let configured = u32::from(backend.weight);
-            let id = self.find_backend(service, backend).filter(|_| follows);
-            id.map_or(configured, |id| self.weight_in_force(id, backend))
-        };
-        let member = |backend: &config::Backend| Member {
+        let member = |(&id, backend): (&BackendId, &Backend)| Member {
             address: backend.address,
             port: backend.port.unwrap_or(0),
-            weight: weight(backend),
+            weight: match follows {
+                true => self.weight_in_force(id, backend),
+                false => u32::from(backend.weight),
+            },
         };
+        let ids = self.places[place].backends.iter();
         TableKey {
-            members: service.backends.iter().map(member).collect(),
+            members: ids.zip(&service.backends).map(member).collect(),
             size: table_size(service),
         }
     }
 
     /// The tables that the next snapshot needs and none has yet, to be built elsewhere.
     pub fn missing_tables(&self) -> Vec<TableKey> {
-        let keys = self.config.services.iter().map(|s| self.table_key(s));
-        self.tables.missing(&keys.collect::<Vec<_>>())
+        let changed = self.changed.services.iter();
+        let places = changed.filter_map(|&id| self.places.of_service(id));
+        let keys: Vec<TableKey> = places.map(|place| self.table_key(place)).collect();
+        self.tables.missing(&keys)
     }
 
     /// Takes up tables that were built elsewhere; they are kept as long as a snapshot holds them,
@@ -52,7 +56,7 @@ impl Desired {
 }
 
 /// Slots of the consistent hash under a service.
-pub(in crate::mgmt) fn table_size(service: &config::Service) -> u32 {
+pub(in crate::mgmt) fn table_size(service: &Service) -> u32 {
     service
         .table_size
         .unwrap_or(match service.scheduler.is_hash() {

@@ -198,6 +198,13 @@ impl NetState {
         usable.map(|((port, ip), mac)| (ip, port, mac))
     }
 
+    /// Another number whenever [`neighbours`](Self::neighbours) gives others, and with them maybe
+    /// [`next_hop`](Self::next_hop).
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.table.version()
+    }
+
     /// Announces all our addresses again, for instance when this instance takes over.
     pub fn announce(&mut self, now: Instant) {
         let all = self.announced();

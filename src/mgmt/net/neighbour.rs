@@ -90,6 +90,8 @@ pub(super) struct Table {
     oldest: VecDeque<Key>,
     held: usize,
     limit: RateLimit,
+    /// Counts changes of what is usable.
+    version: u64,
 }
 
 /// What the table needs to ask a question and to report what came of it.
@@ -108,6 +110,7 @@ impl Table {
             oldest: VecDeque::new(),
             held: 0,
             limit: RateLimit::new(SOLICITS_PER_SECOND, SOLICITS_BURST),
+            version: 0,
         }
     }
 
@@ -115,6 +118,7 @@ impl Table {
         self.remove(key);
         let entry = Entry::new(State::Static, Some(mac), now);
         self.entries.insert(key, entry);
+        self.version += 1;
     }
 
     /// Drops static entries and those of ports that are gone, before a new configuration's
@@ -137,6 +141,10 @@ impl Table {
 
     pub fn mac(&self, key: Key) -> Option<Mac> {
         self.entries.get(&key)?.mac
+    }
+
+    pub fn version(&self) -> u64 {
+        self.version
     }
 
     pub fn len(&self) -> usize {
@@ -263,6 +271,7 @@ impl Table {
         if let Some(entry) = self.entries.remove(&key) {
             self.timers.cancel(key, entry.due);
             self.held -= entry.held.len();
+            self.version += u64::from(entry.mac.is_some());
         }
     }
 
@@ -368,6 +377,7 @@ impl Table {
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.mac = Some(mac);
             entry.changed = cx.now;
+            self.version += 1;
         }
         if evidence.confirms() {
             self.enter(key, State::Reachable, cx.now);
@@ -478,6 +488,7 @@ impl Table {
         };
         let (port, ip) = key;
         if entry.mac.take().is_some() {
+            self.version += 1;
             cx.out.events.push(NetEvent::NeighbourLost { ip, port });
         } else if entry.wanted {
             cx.out.events.push(NetEvent::NeighbourSilent { ip, port });
