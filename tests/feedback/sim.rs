@@ -9,6 +9,7 @@
 pub mod bench;
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::Duration;
 
 use bench::Bench;
@@ -17,13 +18,30 @@ use evenkeel::lb::snapshot::{BackendId, Scheduler};
 use evenkeel::mgmt::feedback::{Controller, Member, Policy, Sample, Source, Spec};
 
 /// Four servers of capacity 1, three of 2, three of 4.
-pub const CAPACITIES: [f64; 10] = [1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 4.0, 4.0, 4.0];
-pub const RIGHT: [u32; 10] = [1, 1, 1, 1, 2, 2, 2, 4, 4, 4];
-pub const EQUAL: [u32; 10] = [1; 10];
+const CAPACITIES: [f64; 10] = [1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 4.0, 4.0, 4.0];
+const RIGHT: [u32; 10] = [1, 1, 1, 1, 2, 2, 2, 4, 4, 4];
 /// Seconds between two control steps.
 pub const INTERVAL: f64 = 5.0;
-/// Requests a second that fill a server of capacity 1.
-pub const FULL: f64 = 50.0;
+/// How long a run warms up before its p99 is taken, the same for all policies: the ten intervals in
+/// which weights that begin wrong have to settle.
+pub const WARM_UP: f64 = 10.0 * INTERVAL;
+
+/// The servers of a simulation.
+#[derive(Clone, Copy)]
+pub struct Site {
+    pub capacities: [f64; 10],
+    /// The weights in proportion to them.
+    pub right: [u32; 10],
+    /// Requests a second that fill a server of capacity 1.
+    pub full: f64,
+}
+
+/// What the promises are about.
+pub const SITE: Site = Site {
+    capacities: CAPACITIES,
+    right: RIGHT,
+    full: 50.0,
+};
 
 /// Uniform numbers from a counter, so that a run can be repeated.
 pub struct Dice(u64);
@@ -56,6 +74,8 @@ impl Dice {
 #[derive(Clone)]
 struct Server {
     capacity: f64,
+    /// Seconds that a mean request takes a server of capacity 1.
+    mean: f64,
     /// When the queue will be worked off, and when each request in it will be done.
     free_at: f64,
     ends: VecDeque<f64>,
@@ -69,9 +89,10 @@ struct Server {
 }
 
 impl Server {
-    fn new(capacity: f64) -> Self {
+    fn new(capacity: f64, full: f64) -> Self {
         Self {
             capacity,
+            mean: 1.0 / full,
             free_at: 0.0,
             ends: VecDeque::new(),
             given: 0.0,
@@ -84,7 +105,7 @@ impl Server {
 
     /// Takes a request; returns its response time.
     fn take(&mut self, now: f64, size: f64) -> f64 {
-        let work = size / (self.capacity * FULL);
+        let work = size * self.mean / self.capacity;
         self.free_at = self.free_at.max(now) + work;
         self.given += work;
         self.arrivals += 1;
@@ -93,7 +114,7 @@ impl Server {
     }
 
     fn probe(&mut self, now: f64) {
-        self.probes += (self.free_at - now).max(0.0) + 0.2 / (self.capacity * FULL);
+        self.probes += (self.free_at - now).max(0.0) + 0.2 * self.mean / self.capacity;
         self.probed += 1;
     }
 
@@ -123,12 +144,27 @@ pub struct See {
     pub response: bool,
 }
 
+/// Configured weights.
+#[derive(Clone, Copy)]
+pub enum Weights {
+    Equal,
+    Right,
+}
+
+impl Weights {
+    fn of(self, site: &Site) -> [u32; 10] {
+        match self {
+            Self::Equal => [1; 10],
+            Self::Right => site.right,
+        }
+    }
+}
+
 #[derive(Clone, Copy)]
 pub struct Setup {
     pub name: &'static str,
     pub scheduler: Scheduler,
-    /// Configured weights.
-    pub weights: [u32; 10],
+    pub weights: Weights,
     pub feedback: Option<(Policy, See)>,
 }
 
@@ -151,31 +187,31 @@ const RELATIVE: Policy = Policy::Relative;
 
 /// Baselines first: wrr with equal weights, and with the right ones.
 pub const SETUPS: [Setup; 7] = [
-    setup("wrr, equal weights", WRR, EQUAL, None),
-    setup("wrr, right weights", WRR, RIGHT, None),
+    setup("wrr, equal weights", WRR, Weights::Equal, None),
+    setup("wrr, right weights", WRR, Weights::Right, None),
     setup(
         "wrr, equal weights, relative",
         WRR,
-        EQUAL,
+        Weights::Equal,
         Some((RELATIVE, CPU)),
     ),
     setup(
         "wrr, right weights, relative",
         WRR,
-        RIGHT,
+        Weights::Right,
         Some((RELATIVE, CPU)),
     ),
-    setup("wlc, equal weights", WLC, EQUAL, None),
+    setup("wlc, equal weights", WLC, Weights::Equal, None),
     setup(
         "wlc, equal weights, relative",
         WLC,
-        EQUAL,
+        Weights::Equal,
         Some((RELATIVE, CPU)),
     ),
     setup(
         "wrr, equal weights, lvs",
         WRR,
-        EQUAL,
+        Weights::Equal,
         Some((Policy::Lvs, BOTH)),
     ),
 ];
@@ -183,7 +219,7 @@ pub const SETUPS: [Setup; 7] = [
 pub const fn setup(
     name: &'static str,
     scheduler: Scheduler,
-    weights: [u32; 10],
+    weights: Weights,
     feedback: Option<(Policy, See)>,
 ) -> Setup {
     Setup {
@@ -222,18 +258,20 @@ impl Run {
 /// Runs for `warm_up` and then `measured` seconds at `load` times the capacity of all.
 pub fn run(
     setup: &Setup,
+    site: &Site,
     load: f64,
     seed: u64,
     (warm_up, measured): (f64, f64),
     changes: &[Change],
 ) -> Run {
     let mut dice = Dice::new(seed);
-    let mut servers = CAPACITIES.map(Server::new);
-    let mut bench = Bench::new(setup.scheduler, &setup.weights);
+    let mut servers = site.capacities.map(|c| Server::new(c, site.full));
+    let weights = setup.weights.of(site);
+    let mut bench = Bench::new(setup.scheduler, &weights);
     let mut controller = setup
         .feedback
-        .map(|(policy, _)| controller(policy, setup.weights));
-    let rate = load * FULL * CAPACITIES.iter().sum::<f64>();
+        .map(|(policy, _)| controller(policy, weights));
+    let rate = load * site.full * site.capacities.iter().sum::<f64>();
     let mut run = Run {
         responses: Vec::with_capacity((rate * measured * 1.1) as usize),
         shares: Vec::new(),
@@ -339,20 +377,27 @@ pub fn spread(values: &[f64]) -> (f64, f64) {
     (mean, (square / (values.len() as f64 - 1.0)).sqrt())
 }
 
-/// The p99 of every setup, in seconds: one for each seed. Seeds are spread over the processors.
-pub fn p99s(load: f64, seeds: u64, times: (f64, f64)) -> Vec<Vec<f64>> {
-    let workers = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-    let one = |seed: u64| SETUPS.map(|setup| run(&setup, load, seed, times, &[]).p99());
-    let mut all = vec![Vec::new(); SETUPS.len()];
+/// The p99 of each of these setups, in seconds: one for each seed. Seeds are spread over the
+/// processors.
+pub fn p99s(
+    setups: &[Setup],
+    site: &Site,
+    load: f64,
+    seeds: Range<u64>,
+    measured: f64,
+) -> Vec<Vec<f64>> {
+    let workers = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let times = (WARM_UP, measured);
+    let one = |seed: u64| -> Vec<f64> {
+        let p99 = |setup| run(setup, site, load, seed, times, &[]).p99();
+        setups.iter().map(p99).collect()
+    };
+    let mut all = vec![Vec::new(); setups.len()];
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..workers)
             .map(|w| {
-                scope.spawn(move || {
-                    (w..seeds)
-                        .step_by(workers as usize)
-                        .map(one)
-                        .collect::<Vec<_>>()
-                })
+                let mine = seeds.clone().skip(w).step_by(workers);
+                scope.spawn(move || mine.map(one).collect::<Vec<_>>())
             })
             .collect();
         for thread in threads {

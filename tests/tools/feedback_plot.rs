@@ -8,11 +8,11 @@ use std::fmt::Write;
 
 use evenkeel::lb::snapshot::Scheduler;
 use evenkeel::mgmt::feedback::Policy;
-use sim::{CPU, Change, INTERVAL, RIGHT, SETUPS, p99s, run, setup, spread};
+use sim::{CPU, Change, INTERVAL, SETUPS, SITE, Site, Weights, p99s, run, setup, spread};
 
 const LOADS: [f64; 3] = [0.5, 0.8, 0.9];
-const SEEDS: u64 = 20;
-const TIMES: (f64, f64) = (240.0, 120.0);
+const SEEDS: std::ops::Range<u64> = 100_000..100_020;
+const MEASURED: f64 = 200.0;
 const COLOURS: [&str; 7] = [
     "#9e9e9e", "#424242", "#64b5f6", "#1565c0", "#a5d6a7", "#2e7d32", "#e57373",
 ];
@@ -50,18 +50,18 @@ fn line(svg: &mut String, (x1, y1): (f64, f64), (x2, y2): (f64, f64), colour: &s
     );
 }
 
-/// The p99 of every policy at every load, on a logarithmic scale from 10 ms to 100 s.
+/// The p99 of every policy at every load, on a logarithmic scale from 10 ms to 1000 s.
 fn bars(svg: &mut String) {
     const BOTTOM: f64 = 340.0;
-    let y = |seconds: f64| BOTTOM - (seconds.clamp(0.01, 100.0) / 0.01).log10() * 70.0;
+    let y = |seconds: f64| BOTTOM - (seconds.clamp(0.01, 1000.0) / 0.01).log10() * 56.0;
     text(
         svg,
         10.0,
         20.0,
         "start",
-        "p99 response time, mean of 20 seeds with its standard deviation",
+        "p99 response time after ten intervals, mean of 20 seeds with its standard deviation",
     );
-    for (n, label) in ["10 ms", "100 ms", "1 s", "10 s", "100 s"]
+    for (n, label) in ["10 ms", "100 ms", "1 s", "10 s", "100 s", "1000 s"]
         .iter()
         .enumerate()
     {
@@ -78,7 +78,10 @@ fn bars(svg: &mut String) {
             "middle",
             &format!("{:.0} % load", load * 100.0),
         );
-        for (n, p99s) in p99s(load, SEEDS, TIMES).iter().enumerate() {
+        for (n, p99s) in p99s(&SETUPS, &SITE, load, SEEDS, MEASURED)
+            .iter()
+            .enumerate()
+        {
             let (mean, deviation) = spread(p99s);
             let (x, top) = (left + 22.0 * n as f64, y(mean));
             let _ = writeln!(
@@ -124,10 +127,14 @@ fn shares(svg: &mut String) {
     let relative = setup(
         "",
         Scheduler::WeightedRoundRobin,
-        RIGHT,
+        Weights::Right,
         Some((Policy::Relative, CPU)),
     );
-    let run = run(&relative, 0.6, 1000, (0.0, 600.0), &[slow, well]);
+    let busy = Site {
+        full: 500.0,
+        ..SITE
+    };
+    let run = run(&relative, &busy, 0.7, 300_002, (0.0, 600.0), &[slow, well]);
     let x = |seconds: f64| 60.0 + seconds * 0.9;
     let y = |share: f64| BOTTOM - share * 1200.0;
     text(
@@ -135,7 +142,7 @@ fn shares(svg: &mut String) {
         10.0,
         400.0,
         "start",
-        "share of one server's weight: a quarter of its speed from 200 s to 400 s; dashes: what is due",
+        "share of one server's weight at 70 % load: a quarter of its speed from 200 s to 400 s; dashes: what is due",
     );
     for percent in [0, 5, 10, 15, 20] {
         let at = y(f64::from(percent) / 100.0);

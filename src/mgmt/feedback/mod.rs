@@ -7,7 +7,7 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `controller` | a service's backends: orders, slow start, staleness, what to push and why |
-//! | `relative` | the default policy |
+//! | `relative`, `capacity` | the default policy, and what it knows of a backend |
 //! | `lvs` | the LVS project's formula |
 //! | `whole` | whole numbers in given proportions |
 //! | `sample`, `input` | what was observed, and what of it is believed |
@@ -16,6 +16,7 @@
 //! | `services` | all services' controllers: what the management loop talks to |
 
 pub mod agent;
+mod capacity;
 mod controller;
 pub mod exporter;
 mod input;

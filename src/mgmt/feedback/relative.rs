@@ -1,82 +1,51 @@
-//! The default policy: every backend gets connections in proportion to what it can do. Pure.
+//! The default policy: every backend gets connections in proportion to what it can do, and less
+//! than that while more is piled up at it than elsewhere. Pure.
 //!
-//! It does not add up corrections. From connections and load together it estimates what each
-//! backend can do: one that is 80 % busy with ending 100 connections a second can end 125. (Those
-//! that end, not those that begin: then it holds in an overload, too.) The estimate does not
-//! depend on the weight that led there, so acting on it does not disturb it, and there is nothing
-//! to oscillate. Weights are relative: how loaded all are together changes
-//! none of them, so while everybody is well below full, weights keep their ratios.
+//! Two parts, neither of which adds anything up, so nothing winds up. What a backend can do is
+//! estimated (`capacity`), and weights follow the estimates once these differ by more than their
+//! noise. What is piled up at a full backend is no estimate: that is known at once, and takes from
+//! its share in proportion, as much as levels it out over [`HORIZON`] intervals. A queue adds up what
+//! comes in, so with half of the difference made good in an interval there is no overshoot.
+//!
+//! Weights are relative: how loaded all are together changes none of them, so while everybody is
+//! well below full, weights keep their ratios.
 
+use super::capacity::{Capacity, Mean, notice_changes};
 use super::input::View;
 
 /// A factor's bounds: no backend gets less than a tenth or more than ten times its configured
 /// share.
 pub const MOST: f64 = 10.0;
-/// Estimates that differ from what is in force by less than this part of the room that the
+/// Shares that differ from what is in force by less than this part of the room that the
 /// busiest has left are not acted on, within these bounds: close to full, little matters much.
 const DEAD_BAND: f64 = 0.4;
 const NARROWEST: f64 = 0.04;
 const WIDEST: f64 = 0.15;
-/// Nor are those that differ by less than so many deviations of their own noise.
+/// Nor are estimates that differ by less than so many deviations of their own noise.
 const SURE: f64 = 2.5;
 /// A factor changes by at most this factor in one interval.
 pub const STEP: f64 = 2.0;
-/// Weight of the newest interval in the quick and in the steady mean.
-const QUICK: f64 = 0.4;
-const STEADY: f64 = 0.05;
-/// The quick mean off the steady one by this much (as a logarithm) and by so many deviations of
-/// its noise, for so many intervals, means that the backend itself has changed.
-const CHANGED: f64 = 0.22;
-const CHANGED_SURE: f64 = 3.0;
-const CHANGED_FOR: u32 = 2;
-/// Variance of a single interval's estimate (as a logarithm) to begin with, and the weight of the
-/// newest one.
-const NOISE: f64 = 0.09;
-const NOISE_SHARE: f64 = 0.1;
-/// More than this is taken for a change that has gone unnoticed.
-const MOST_NOISE: f64 = 0.16;
-/// Added to every load: loads near nought say little about what a backend can do.
-const FLOOR: f64 = 0.02;
+/// A backend that is busier than this is full: what waits there waits for it.
+const FULL: f64 = 0.9;
+/// Intervals in which what is piled up is to be levelled out.
+const HORIZON: f64 = 2.0;
+/// What a full backend keeps of its share, however much is piled up.
+const LEAST: f64 = 0.1;
 /// Memory or disk in use above this share counts as load; below it is nobody's business.
 const PRESSURE: f64 = 0.95;
 /// An interval with fewer connections than this counts for less, and for nothing with none.
 const ENOUGH: f64 = 20.0;
 
-/// Means of connections done, each second, and load.
-#[derive(Clone, Copy, Debug, Default)]
-struct Mean {
-    done: f64,
-    load: f64,
-}
-
-impl Mean {
-    fn add(&mut self, new: Mean, share: f64) {
-        self.done += (new.done - self.done) * share;
-        self.load += (new.load - self.load) * share;
-    }
-
-    /// Connections a second that would fill the backend, but for a constant.
-    fn ability(&self) -> f64 {
-        self.done / (self.load + FLOOR)
-    }
-}
-
 /// What the policy remembers of one backend.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
-    /// Share of connections for each unit of configured weight, against the mean of all.
+    /// Share of connections for each unit of configured weight, against the mean of all: what is
+    /// in force, and what the backend's capacity asks for.
     pub factor: f64,
-    quick: Mean,
-    steady: Mean,
-    /// The last interval alone, with the one before, and the connections that lived at its end.
-    last: Mean,
-    recent: Mean,
+    due: f64,
+    capacity: Capacity,
+    /// Connections that lived at the last interval's end.
     live: Option<f64>,
-    /// Intervals in the means, and how many of late found them apart.
-    seen: f64,
-    apart: u32,
-    /// How far the estimates of single intervals lie off the steady one: a variance of logarithms.
-    noise: f64,
     /// The shortest response time of late, in seconds.
     shortest: f64,
 }
@@ -85,16 +54,44 @@ impl Default for Memory {
     fn default() -> Self {
         Self {
             factor: 1.0,
-            quick: Mean::default(),
-            steady: Mean::default(),
-            last: Mean::default(),
-            recent: Mean::default(),
+            due: 1.0,
+            capacity: Capacity::default(),
             live: None,
-            seen: 0.0,
-            apart: 0,
-            noise: NOISE,
             shortest: f64::INFINITY,
         }
+    }
+}
+
+impl Memory {
+    /// The backend was away: what it can do now is to be seen anew, from the share it had.
+    pub fn begin_anew(&mut self) {
+        *self = Self {
+            factor: self.factor,
+            due: self.due,
+            ..Self::default()
+        };
+    }
+
+    fn learn(&mut self, view: &View, load: f64, by_weight: f64, interval: f64) {
+        let grown = view
+            .connections
+            .zip(self.live)
+            .map_or(0.0, |(now, then)| now - then);
+        // Without a count the share in force stands for it.
+        let (done, trust) = match view.rate {
+            Some(rate) => {
+                let done = (rate * interval - grown).max(0.0);
+                (done / interval, (done / ENOUGH).min(1.0))
+            }
+            None => (by_weight, 1.0),
+        };
+        self.capacity.add(Mean { done, load }, trust);
+    }
+
+    /// Connections that wait at a full backend.
+    fn piled_up(&self) -> f64 {
+        let is_full = self.capacity.last_load() >= FULL;
+        self.live.filter(|_| is_full).unwrap_or(0.0)
     }
 }
 
@@ -111,172 +108,118 @@ pub struct Turn<'m> {
 pub fn step(turns: &mut [Turn<'_>], interval: f64) -> Vec<Option<f64>> {
     let loads = loads(turns, interval);
     for (turn, load) in turns.iter_mut().zip(&loads) {
-        let live = std::mem::replace(&mut turn.memory.live, turn.view.connections);
         if let Some(load) = *load {
-            let grown = turn
-                .view
-                .connections
-                .zip(live)
-                .map_or(0.0, |(now, then)| now - then);
-            // Without a count the share in force stands for it.
             let by_weight = turn.configured * turn.memory.factor;
-            let (done, trust) = match turn.view.rate {
-                Some(rate) => {
-                    let done = (rate * interval - grown).max(0.0);
-                    (done / interval, (done / ENOUGH).min(1.0))
-                }
-                None => (by_weight, 1.0),
-            };
-            turn.memory.add(Mean { done, load }, trust);
+            turn.memory.learn(&turn.view, load, by_weight, interval);
+        }
+        turn.memory.live = turn.view.connections;
+    }
+    let (mut known, mut unknown) = (Vec::new(), Vec::new());
+    for (turn, load) in turns.iter_mut().zip(&loads) {
+        match load {
+            Some(_) => known.push(turn),
+            None => unknown.push(turn),
         }
     }
-    let known: Vec<bool> = loads.iter().map(Option::is_some).collect();
-    notice_changes(turns, &known);
-    let wanted = wanted(turns, &known);
-    let band = dead_band(turns, &known);
-    let matters = |((turn, wanted), known): ((&Turn<'_>, &f64), &bool)| {
-        let off = (wanted / turn.memory.factor).ln().abs();
-        // Who is not heard goes all the way back to its configured share.
-        off > match known {
-            true => band.max(SURE * turn.memory.deviation()),
-            false => 1e-6,
-        }
-    };
-    if turns.iter().zip(&wanted).zip(&known).any(matters) {
-        for (turn, wanted) in turns.iter_mut().zip(&wanted) {
-            let change = (wanted / turn.memory.factor).clamp(1.0 / STEP, STEP);
-            turn.memory.factor *= change;
+    let capacities = known.iter_mut().map(|turn| &mut turn.memory.capacity);
+    notice_changes(&mut capacities.collect::<Vec<_>>());
+    let band = dead_band(&known);
+    follow_capacities(&mut known, band);
+    let wanted = relieved(&known, interval);
+    let off =
+        |(turn, wanted): (&&mut Turn<'_>, &f64)| (wanted / turn.memory.factor).ln().abs() > band;
+    // Who is not heard goes all the way back to its configured share.
+    let mut matters = known.iter().zip(&wanted).any(off);
+    for turn in &mut unknown {
+        turn.memory.due = 1.0;
+        matters |= turn.memory.factor.ln().abs() > 1e-6;
+    }
+    if matters {
+        let unknown = unknown.into_iter().map(|turn| (turn, 1.0));
+        for (turn, wanted) in known.into_iter().zip(wanted).chain(unknown) {
+            let factor = turn.memory.factor;
+            turn.memory.factor = wanted.clamp(factor / STEP, factor * STEP);
         }
     }
     loads
 }
 
-fn dead_band(turns: &[Turn<'_>], known: &[bool]) -> f64 {
-    let loads = turns.iter().zip(known).filter(|(_, known)| **known);
-    let busiest = loads
-        .map(|(turn, _)| turn.memory.steady.load)
-        .fold(0.0, f64::max);
+fn dead_band(known: &[&mut Turn<'_>]) -> f64 {
+    let loads = known.iter().map(|turn| turn.memory.capacity.load());
+    let busiest = loads.fold(0.0, f64::max);
     (DEAD_BAND * (1.0 - busiest)).clamp(NARROWEST, WIDEST)
 }
 
-/// The factors that the estimates ask for: a mean of one over those that are known, and one for
-/// the others.
-fn wanted(turns: &[Turn<'_>], known: &[bool]) -> Vec<f64> {
-    let of_known = |of: &dyn Fn(&Turn<'_>) -> f64| -> f64 {
-        let known = turns.iter().zip(known).filter(|(_, known)| **known);
-        known.map(|(turn, _)| of(turn)).sum()
-    };
-    let ability = of_known(&|t| t.memory.steady.ability());
-    let configured = of_known(&|t| t.configured);
-    let factor = |(turn, known): (&Turn<'_>, &bool)| {
-        if !known || turn.configured <= 0.0 {
-            return 1.0;
+/// Takes over what the estimates ask for, once one of them is surely another than before: factors
+/// with a mean of one.
+fn follow_capacities(known: &mut [&mut Turn<'_>], band: f64) {
+    let capacity: f64 = known.iter().map(|t| t.memory.capacity.get()).sum();
+    let configured: f64 = known.iter().map(|t| t.configured).sum();
+    // Without traffic there is nothing to learn.
+    if capacity <= 0.0 {
+        return;
+    }
+    let due = |turn: &Turn<'_>| {
+        let share = turn.memory.capacity.get() / capacity;
+        match turn.configured > 0.0 {
+            true => (share / (turn.configured / configured)).clamp(1.0 / MOST, MOST),
+            false => 1.0,
         }
-        // Without traffic there is nothing to learn.
-        if ability <= 0.0 {
-            return turn.memory.factor;
-        }
-        let share = turn.memory.steady.ability() / ability;
-        (share / (turn.configured / configured)).clamp(1.0 / MOST, MOST)
     };
-    turns.iter().zip(known).map(factor).collect()
-}
-
-/// Where the quick mean has left the steady one, the steady one starts anew from it. All are
-/// compared as shares: more work for everybody is no change of anybody.
-fn notice_changes(turns: &mut [Turn<'_>], known: &[bool]) {
-    let sum = |of: &dyn Fn(&Memory) -> f64| -> f64 {
-        let known = turns.iter().zip(known).filter(|(_, known)| **known);
-        known.map(|(turn, _)| of(turn.memory)).sum()
+    let is_sure = |turn: &&mut Turn<'_>| {
+        let memory = &*turn.memory;
+        let off = (due(turn) / memory.due).ln().abs();
+        off > band.max(SURE * memory.capacity.deviation())
     };
-    let quick = sum(&|m| m.quick.ability());
-    let steady = sum(&|m| m.steady.ability());
-    for (turn, _) in turns.iter_mut().zip(known).filter(|(_, known)| **known) {
-        let memory = &mut *turn.memory;
-        let ratio = (memory.quick.ability() / quick) / (memory.steady.ability() / steady);
-        let quick_noise = (memory.noise * QUICK / (2.0 - QUICK)).sqrt();
-        let is_apart = ratio.ln().abs() > CHANGED.max(CHANGED_SURE * quick_noise);
-        memory.apart = if is_apart { memory.apart + 1 } else { 0 };
-        if memory.apart >= CHANGED_FOR {
-            memory.steady = memory.recent;
-            memory.quick = memory.recent;
-            (memory.apart, memory.seen) = (0, 2.0);
+    if known.iter().any(is_sure) {
+        for turn in known.iter_mut() {
+            turn.memory.due = due(turn);
         }
     }
 }
 
-impl Memory {
-    /// `trust` from 0 to 1 is how much the interval counts.
-    fn add(&mut self, new: Mean, trust: f64) {
-        if trust <= 0.0 {
-            return;
+/// The factors that are due, less where more is piled up than elsewhere and more where less is:
+/// what is taken from one is given to the others. What is piled up is counted in seconds of the
+/// backend's own work, by Little's law.
+fn relieved(known: &[&mut Turn<'_>], interval: f64) -> Vec<f64> {
+    let capacity: f64 = known.iter().map(|t| t.memory.capacity.get()).sum();
+    let piled_up: f64 = known.iter().map(|t| t.memory.piled_up()).sum();
+    let mean = if capacity > 0.0 {
+        piled_up / capacity
+    } else {
+        0.0
+    };
+    let factor = |turn: &&mut Turn<'_>| {
+        let (memory, own) = (&*turn.memory, turn.memory.capacity.get());
+        if own <= 0.0 {
+            return memory.due;
         }
-        self.hear_noise(new, trust);
-        self.recent = new;
-        self.recent
-            .add(self.last, if self.seen > 0.0 { 0.5 } else { 0.0 });
-        self.last = new;
-        self.seen += trust;
-        // At first the mean of all there is.
-        let all = 1.0 / self.seen.max(1.0);
-        self.quick.add(new, trust * QUICK.max(all));
-        self.steady.add(new, trust * STEADY.max(all));
-    }
-
-    /// One interval's estimate against the steady one. What lies far off is a change, no noise.
-    fn hear_noise(&mut self, new: Mean, trust: f64) {
-        const FAR: f64 = 4.0;
-        let off = (new.ability() / self.steady.ability()).ln().powi(2);
-        if self.seen > 0.0 && !off.is_nan() {
-            let off = off.min(FAR * self.noise);
-            self.noise += (off - self.noise) * NOISE_SHARE * trust;
-            self.noise = self.noise.min(MOST_NOISE);
-        }
-    }
-
-    /// The standard deviation of the steady estimate, as a logarithm.
-    fn deviation(&self) -> f64 {
-        let intervals = self.seen.clamp(1.0, (2.0 - STEADY) / STEADY);
-        (self.noise / intervals).sqrt()
-    }
-
-    /// The backend was away: what it can do now is to be seen anew, from the share it had.
-    pub fn begin_anew(&mut self) {
-        *self = Self {
-            factor: self.factor,
-            ..Self::default()
-        };
-    }
+        let ahead = memory.piled_up() / own - mean;
+        let part = (1.0 - ahead / (HORIZON * interval)).clamp(LEAST, 1.0 / LEAST);
+        (memory.due * part).clamp(1.0 / MOST, MOST)
+    };
+    known.iter().map(factor).collect()
 }
 
-/// Loads that can be compared: from the processors where all have them, from response times
-/// where all have those, from both where both; else from what each has.
+/// Loads that can be compared: from the processors where all have them, else from response times
+/// where all have those, else from what each has.
 fn loads(turns: &mut [Turn<'_>], interval: f64) -> Vec<Option<f64>> {
     let each: Vec<(Option<f64>, Option<f64>)> = turns
         .iter_mut()
         .map(|turn| (processor_load(&turn.view), response_load(turn, interval)))
         .collect();
     let known = || each.iter().filter(|(p, r)| p.is_some() || r.is_some());
-    let all_processors = known().all(|(p, _)| p.is_some());
-    let all_responses = known().all(|(_, r)| r.is_some());
+    let by_response = known().any(|(p, _)| p.is_none()) && known().all(|(_, r)| r.is_some());
     let load = |(turn, (processor, response)): (&Turn<'_>, &(Option<f64>, Option<f64>))| {
-        let load = match (all_processors, all_responses) {
-            (true, false) => processor.or(*response)?,
-            (false, true) => response.or(*processor)?,
-            _ => mean_of(*processor, *response)?,
-        };
+        let load = match by_response {
+            true => *response,
+            false => processor.or(*response),
+        }?;
         let pressed = [turn.view.memory, turn.view.disk];
         let pressure = pressed.into_iter().flatten().filter(|p| *p > PRESSURE);
         Some(pressure.fold(load, f64::max))
     };
     turns.iter().zip(&each).map(load).collect()
-}
-
-fn mean_of(a: Option<f64>, b: Option<f64>) -> Option<f64> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some((a + b) / 2.0),
-        (a, b) => a.or(b),
-    }
 }
 
 /// The processors' share in use; when they are full, the queue for them says how much too full.

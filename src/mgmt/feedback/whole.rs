@@ -1,9 +1,9 @@
 //! Whole numbers in given proportions. Pure.
 
 /// Proportions are met within this factor.
-pub const TOLERANCE: f64 = 1.06;
+pub const TOLERANCE: f64 = 1.04;
 /// The lightest one's weight at most: rounding is then within the tolerance for all.
-const FINEST: u32 = 18;
+const FINEST: u32 = 26;
 
 /// The simplest whole numbers in the proportions of `wanted`; nought stays nought, and nothing
 /// else becomes so. Simple, because wrr's cycle is as long as its weights are large, and serves
