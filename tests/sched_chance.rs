@@ -127,6 +127,11 @@ fn twos_takes_the_better_of_two_draws() {
     let counts = draw(&mut bench, 40_000);
     assert_eq!(counts[0], 0);
     assert_odds(&counts[1..], &odds[1..], "one out");
+    bench.lab.backend(2).state = BackendState::Down;
+    let odds = two_draws(&[30.0, 20.0], &[20.0, 256.0]);
+    let counts = draw(&mut bench, 40_000);
+    assert_eq!((counts[0], counts[2]), (0, 0));
+    assert_odds(&[counts[1], counts[3]], &odds, "one down besides");
 }
 
 /// What two choices are for: far less imbalance than one.

@@ -67,6 +67,11 @@ fn cursors_survive_a_swap_and_workers_start_apart() {
         assert_eq!(bench.sequence(2), "DA");
         let mut other = Bench::on_worker(scheduler, &[1, 1, 1, 1], 1, 2);
         assert_eq!(other.sequence(2), "CD");
+        // Evenly spread: of four workers, each begins with another backend.
+        let firsts: String = (0..4)
+            .map(|w| Bench::on_worker(scheduler, &[1, 1, 1, 1], w, 4).sequence(1))
+            .collect();
+        assert_eq!(firsts, "ABCD");
     }
 }
 

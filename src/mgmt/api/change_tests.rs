@@ -175,3 +175,26 @@ fn what_does_not_fit_is_refused_with_the_reason() {
     };
     assert_eq!(remove.apply(&config()).unwrap_err().status, 404);
 }
+
+#[test]
+fn another_table_size_is_warned_of() {
+    let sized = |size: &str| {
+        let hash = format!("scheduler = \"mh\"\n{size}");
+        parse(&TEXT.replace("scheduler = \"rr\"", &hash)).unwrap()
+    };
+    let warnings = |old: &str, new: &str| {
+        let applied = decide(&sized(old), &sized(new), None, true);
+        applied.unwrap().warnings
+    };
+    let warned = warnings("", "table_size = 655373");
+    assert_eq!(warned.len(), 1, "{warned:?}");
+    assert!(
+        warned[0].starts_with("service last: table_size 65537 -> 655373 moves most clients"),
+        "{warned:?}"
+    );
+    // The default written out is no change, and neither is another backend.
+    assert!(warnings("", "table_size = 65537").is_empty());
+    let more = weight(2).apply(&sized("")).unwrap();
+    let applied = decide(&sized(""), &more, None, true).unwrap();
+    assert!(applied.warnings.is_empty());
+}

@@ -64,3 +64,60 @@ pub(in crate::mgmt) fn table_size(service: &Service) -> u32 {
             false => SMALL_SIZE,
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mgmt::config::parse;
+
+    /// A service by hash, with `options`, whose first backend has `options` of its own.
+    fn desired(service: &str, backend: &str) -> Desired {
+        let text = format!(
+            "[[port]]\nname = \"wan\"\ndevice = \"net_null0\"\naddresses = [\"192.0.2.2/24\"]\n\
+             [[service]]\nname = \"web\"\nlisten = \"tcp:198.51.100.80:80\"\nmethod = \"nat\"\n\
+             scheduler = \"mh\"\n{service}\n\
+             [[service.backend]]\nname = \"a\"\naddress = \"192.0.2.11\"\nweight = 4\n{backend}\n\
+             [[service.backend]]\nname = \"b\"\naddress = \"192.0.2.12\"\nweight = 4\n"
+        );
+        Desired::new(parse(&text).unwrap(), Vec::new(), 128)
+    }
+
+    fn key(desired: &Desired) -> TableKey {
+        desired.table_key(0)
+    }
+
+    fn first(desired: &Desired) -> BackendId {
+        let service = &desired.config.services[0];
+        let id = desired.find_backend(service, &service.backends[0]);
+        id.expect("it has an id")
+    }
+
+    #[test]
+    fn weights_in_force_health_and_drain_leave_the_table_as_configured() {
+        let configured = key(&desired("", ""));
+        assert_eq!(configured.size, DEFAULT_SIZE);
+        assert!(configured.members.iter().all(|m| m.weight == 4));
+        let mut led = desired("feedback = { agent_port = 9000 }\nslow_start = \"30s\"", "");
+        let id = first(&led);
+        assert!(led.set_weight(id, Some(1)));
+        assert!(led.set_down(id, true));
+        assert_eq!(key(&led), configured);
+        assert_eq!(key(&desired("", "drain = true")), configured);
+    }
+
+    #[test]
+    fn the_table_follows_the_weights_where_the_service_says_so() {
+        let mut led = desired("feedback = \"hash-too\"", "");
+        let configured = key(&led);
+        let id = first(&led);
+        led.set_weight(id, Some(1));
+        let weights = key(&led)
+            .members
+            .iter()
+            .map(|m| m.weight)
+            .collect::<Vec<_>>();
+        assert_eq!(weights, [1, 4]);
+        led.set_weight(id, None);
+        assert_eq!(key(&led), configured);
+    }
+}

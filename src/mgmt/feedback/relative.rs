@@ -4,7 +4,7 @@
 //! Two parts, neither of which adds anything up, so nothing winds up. What a backend can do is
 //! estimated (`capacity`), and weights follow the estimates once these differ by more than their
 //! noise. What is piled up at a full backend is no estimate: that is known at once, and takes from
-//! its share in proportion, as much as levels it out over [`HORIZON`] intervals. A queue adds up what
+//! its share in proportion, as much as levels it out over `HORIZON` intervals. A queue adds up what
 //! comes in, so with half of the difference made good in an interval there is no overshoot.
 //!
 //! Weights are relative: how loaded all are together changes none of them, so while everybody is
