@@ -3,11 +3,96 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
+
 use crate::lab::balancer::{Evenkeel, Service, configuration, web};
 use crate::lab::process::Running;
 use crate::lab::{Arms, Family, Lab, NAMES, tool};
 
 const PORT: u16 = 7777;
+
+/// Four workers whose receive queues a card in software fills by `hash`; `count` connections through
+/// `method` all carry data both ways.
+fn through_four_workers(method: &'static str, hash: &str, count: usize, seconds: u64) {
+    let Some(mut lab) = Lab::new(Arms::Two) else {
+        return;
+    };
+    for (at, name) in NAMES.iter().enumerate() {
+        let log = lab.folder().join(format!("{name}-tcp-echo.log"));
+        let echo = tool::start(&lab.backends[at], &["tcp-echo", &PORT.to_string()], log);
+        lab.keep(echo);
+    }
+    let folder = lab.folder().to_str().expect("a path in UTF-8").to_owned();
+    let log = lab.folder().join("feeder.log");
+    let feeder = tool::feeder(&lab.balancer, &["4", hash, &folder, "ek0", "ek1"], log);
+    lab.keep(feeder);
+    let options = match method {
+        "fullnat" => json!({ "method": method, "local_addresses": ["10.0.0.200", "10.0.0.201"] }),
+        _ => json!({}),
+    };
+    let service = Service {
+        port: PORT,
+        options,
+        ..web("nat", "rr")
+    };
+    let mut text = configuration(&lab, 4, &[service]).replace("mtu = 1520", "rss = \"assume\"");
+    for n in 0..2 {
+        let tap = format!("net_tap{n},iface=ek{n}");
+        let memif = format!("net_memif{n},role=client,socket={folder}/memif{n},socket-abstract=no");
+        assert!(text.contains(&tap), "{text}");
+        text = text.replace(&tap, &memif);
+    }
+    let evenkeel = Evenkeel::start_with(&lab, &text);
+    ends_well(hold(&lab, "nat", count, seconds), count);
+    let status = evenkeel.status(&lab);
+    let sum = |rows: &Value| -> u64 {
+        let rows = rows.as_array().expect("a list").iter();
+        rows.filter_map(|row| row["count"].as_u64()).sum()
+    };
+    let workers = status["workers"].as_array().expect("a list");
+    let received = workers.iter().map(|worker| worker["received"].as_u64());
+    let received: u64 = received.flatten().sum();
+    let handed = sum(&status["handed_over"]);
+    println!(
+        "{method}, queues by {hash}: {count} of {count} connections; {received} packets received, {handed} handed over ({} %)",
+        handed * 100 / received.max(1)
+    );
+    for port in status["ports"].as_array().expect("a list") {
+        let queues = port["queues"].as_str().unwrap_or_default();
+        println!("  port {}: {queues}", port["name"]);
+        match hash {
+            "random" => assert!(queues.contains("other queues"), "{queues}"),
+            _ => assert!(queues.starts_with("proven for IPv4 TCP"), "{queues}"),
+        }
+    }
+    for worker in workers {
+        let connections = worker["connections"].as_u64().unwrap_or_default();
+        let share = count as u64 / 4;
+        assert!(
+            connections > share / 2,
+            "worker with {connections}: {workers:?}"
+        );
+    }
+    match hash {
+        "random" => assert!(handed > received / 2, "{handed} of {received}"),
+        _ => assert_eq!(handed, 0, "{status}"),
+    }
+}
+
+#[test]
+fn a_card_that_hashes_as_asked_is_found_out_and_nothing_is_handed_over() {
+    through_four_workers("nat", "source", 400, 3);
+}
+
+#[test]
+#[ignore = "long: scripts/test --long"]
+fn two_thousand_connections_through_four_workers_with_rss_and_without() {
+    for method in ["nat", "fullnat"] {
+        for hash in ["source", "random"] {
+            through_four_workers(method, hash, 2000, 5);
+        }
+    }
+}
 
 /// A lab whose backends echo TCP, and the configuration of one service on that port.
 fn lab(method: &'static str, scheduler: &'static str, workers: usize) -> Option<(Lab, String)> {

@@ -39,6 +39,12 @@ fn check_workers(draft: &Draft, sink: &Sink<'_>) {
     if workers.idle == Idle::Poll && workers.cores.contains(&management.core) {
         sink.push(draft.spans.cores, ConfigError::CoreShared(management.core));
     }
+    let again = |(at, core): (usize, &u16)| workers.cores[..at].contains(core).then_some(*core);
+    if workers.idle == Idle::Poll
+        && let Some(core) = workers.cores.iter().enumerate().find_map(again)
+    {
+        sink.push(draft.spans.cores, ConfigError::CoreTwice(core));
+    }
     let table = u64::from(workers.connections) * BYTES_PER_CONNECTION;
     let least = table + SMALLEST_PACKET_POOL;
     if least > workers.memory {

@@ -106,6 +106,10 @@ pub enum ConfigError {
     )]
     CoreShared(u16),
     #[error(
+        "core {0} is named twice, and with idle = \"poll\" its workers would take turns; name every core once or set workers.idle to \"yield\" or \"sleep\""
+    )]
+    CoreTwice(u16),
+    #[error(
         "{connections} connections take {needed} of {memory}, which leaves nothing for packets; set workers.memory to at least {fix} or lower workers.connections"
     )]
     MemoryTooSmall {

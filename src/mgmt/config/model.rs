@@ -22,7 +22,7 @@ pub struct Config {
 /// `[workers]`
 #[derive(Debug, Clone, PartialEq)]
 pub struct Workers {
-    /// CPU numbers, one worker each, all different, at least one.
+    /// CPU numbers, one worker each, at least one; all different where workers poll.
     pub cores: Vec<u16>,
     /// Connections of all workers together.
     pub connections: u32,

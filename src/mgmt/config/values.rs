@@ -28,8 +28,6 @@ pub enum ValueError {
     Size,
     #[error("is not a list of cores; write it like \"1-3,5\"")]
     Cores,
-    #[error("names core {0} twice; name every core once")]
-    CoreTwice(u16),
     #[error(
         "does not say what to listen on; write \"tcp:192.0.2.80:80\" or \"udp:[2001:db8::80]:53\""
     )]
@@ -235,12 +233,7 @@ pub fn parse_cores(text: &str) -> Result<Vec<u16>, ValueError> {
         if first > last {
             return Err(ValueError::Cores);
         }
-        for core in first..=last {
-            if cores.contains(&core) {
-                return Err(ValueError::CoreTwice(core));
-            }
-            cores.push(core);
-        }
+        cores.extend(first..=last);
     }
     Ok(cores)
 }

@@ -40,8 +40,8 @@ pub fn check(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// The first `count` cores that this process may use, as evenkeel's `cores`; fewer where there are
-/// not so many.
+/// The first `count` cores that this process may use, as evenkeel's `cores`; the same ones again
+/// where there are not so many.
 pub fn cores(count: usize) -> String {
     let status = fs::read_to_string("/proc/self/status").expect("/proc");
     let list = status
@@ -53,7 +53,10 @@ pub fn cores(count: usize) -> String {
         let number = |text: &str| text.parse::<u32>().expect("a core's number");
         number(first)..=number(last)
     });
-    all.take(count)
+    let all: Vec<u32> = all.collect();
+    all.iter()
+        .cycle()
+        .take(count)
         .map(|core| core.to_string())
         .collect::<Vec<_>>()
         .join(",")

@@ -12,8 +12,9 @@ use super::process::{self, Running};
 pub const TUN: &str = "tun0";
 pub const TUN6: &str = "tun6";
 
-/// The program, built once per test process: `cargo test --test e2e` alone does not build it.
-fn path() -> &'static Path {
+/// The folder of the programs, built once per test process: `cargo test --test e2e` alone does not
+/// build them.
+fn folder() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
         let arguments = [
@@ -23,6 +24,8 @@ fn path() -> &'static Path {
             "test",
             "--example",
             "lab_tool",
+            "--example",
+            "feeder",
         ];
         process::check(Command::new(env!("CARGO")).args(arguments));
         // The test itself is `deps/e2e-<hash>` beside `examples`.
@@ -31,8 +34,20 @@ fn path() -> &'static Path {
             .parent()
             .and_then(Path::parent)
             .expect("the profile's folder");
-        profile.join("examples/lab_tool")
+        profile.join("examples")
     })
+}
+
+fn path() -> PathBuf {
+    folder().join("lab_tool")
+}
+
+/// A network card in software before evenkeel's ports: `tests/tools/feeder.rs`.
+pub fn feeder(host: &Namespace, arguments: &[&str], log: PathBuf) -> Running {
+    let path = folder().join("feeder");
+    let mut feeder = host.start(path.to_str().expect("a path in UTF-8"), arguments, log);
+    feeder.wait_for_line("ready");
+    feeder
 }
 
 /// Starts it in `host` and waits until it is ready.
@@ -44,7 +59,8 @@ pub fn start(host: &Namespace, arguments: &[&str], log: PathBuf) -> Running {
 
 /// Starts it in `host`, with room for many sockets.
 pub fn begin(host: &Namespace, arguments: &[&str], log: PathBuf) -> Running {
-    let tool = path().to_str().expect("a path in UTF-8");
+    let tool = path();
+    let tool = tool.to_str().expect("a path in UTF-8");
     let script = format!("ulimit -n \"$(ulimit -H -n)\" && exec {tool} \"$@\"");
     let words = [&["-c", &script, "sh"], arguments].concat();
     host.start("sh", &words, log)

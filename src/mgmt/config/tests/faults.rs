@@ -165,7 +165,7 @@ fn value_cases() -> Vec<Case> {
         ),
         now(
             format!("{PORT}[workers]\ncores = §\"1-3,2\"\n"),
-            "workers.cores = \"1-3,2\" names core 2 twice; name every core once",
+            "core 2 is named twice, and with idle = \"poll\" its workers would take turns; name every core once or set workers.idle to \"yield\" or \"sleep\"",
         ),
         now(
             listen("[§\"sctp:198.51.100.80:80\"]"),

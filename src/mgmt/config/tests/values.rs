@@ -35,7 +35,9 @@ fn times_need_a_number_and_a_unit() {
 #[test]
 fn core_lists_keep_their_order() {
     assert_eq!(parse_cores("4,1-3"), Ok(vec![4, 1, 2, 3]));
+    assert_eq!(parse_cores("0,0,1"), Ok(vec![0, 0, 1]), "workers may share");
     assert_eq!(format_cores(&[4, 1, 2, 3, 7]), "4,1-3,7");
+    assert_eq!(format_cores(&[0, 0, 1]), "0,0-1");
     for bad in ["", ",", "1,", "a", "1-", "-1", "2-1", "70000", "1024"] {
         assert_eq!(parse_cores(bad), Err(ValueError::Cores), "{bad}");
     }
