@@ -63,6 +63,8 @@ unsafe impl Zeroed for u64 {}
 unsafe impl<A: crate::lb::flow::Address> Zeroed for crate::lb::conn::Conn<A> {}
 // SAFETY: integers and connections.
 unsafe impl<A: crate::lb::flow::Address> Zeroed for crate::lb::table::Bucket<A> {}
+// SAFETY: integers and booleans.
+unsafe impl Zeroed for crate::lb::persistence::Template {}
 
 /// A fixed array of zeroed values in memory of its own, on huge pages where the kernel grants
 /// them (`madvise`). One relocatable region: it holds no pointers.
@@ -82,6 +84,13 @@ const HUGE_PAGE: usize = 2 << 20;
 impl<T: Zeroed> Region<T> {
     /// `count` zeroed values. The memory is touched at once, so that a worker never faults on it.
     pub fn zeroed(count: usize) -> std::io::Result<Self> {
+        let region = Self::reserved(count)?;
+        region.populate().now();
+        Ok(region)
+    }
+
+    /// The same in memory that is there, and counts, only when [`Populate::now`] has been called.
+    pub fn reserved(count: usize) -> std::io::Result<Self> {
         let wanted = (count.max(1))
             .checked_mul(size_of::<T>())
             .and_then(|n| n.checked_next_multiple_of(HUGE_PAGE))
@@ -105,12 +114,9 @@ impl<T: Zeroed> Region<T> {
         if start == libc::MAP_FAILED {
             return Err(std::io::Error::last_os_error());
         }
-        // SAFETY: the range was mapped above; both calls are advice on it. A kernel that cannot
-        // give huge pages leaves ordinary ones, which is correct and slower.
-        unsafe {
-            libc::madvise(start, length, libc::MADV_HUGEPAGE);
-            libc::madvise(start, length, libc::MADV_POPULATE_WRITE);
-        }
+        // SAFETY: the range was mapped above. A kernel that cannot give huge pages leaves ordinary
+        // ones, which is correct and slower.
+        unsafe { libc::madvise(start, length, libc::MADV_HUGEPAGE) };
         let start =
             std::ptr::NonNull::new(start.cast::<T>()).ok_or(std::io::ErrorKind::OutOfMemory)?;
         Ok(Self {
@@ -118,6 +124,31 @@ impl<T: Zeroed> Region<T> {
             count,
             bytes: length,
         })
+    }
+
+    /// What touches the memory.
+    pub fn populate(&self) -> Populate {
+        Populate {
+            start: self.start.as_ptr() as usize,
+            bytes: self.bytes,
+        }
+    }
+}
+
+/// Touches the memory of a [`Region`], from any thread and while another uses it, so that whoever
+/// uses it next does not have to wait for pages.
+#[derive(Clone, Copy, Debug)]
+pub struct Populate {
+    start: usize,
+    bytes: usize,
+}
+
+impl Populate {
+    pub fn now(self) {
+        let start = self.start as *mut libc::c_void;
+        // SAFETY: pages that are there keep what they hold, and where nothing is mapped any more
+        // the kernel refuses. Where it cannot, pages come with their first use.
+        unsafe { libc::madvise(start, self.bytes, libc::MADV_POPULATE_WRITE) };
     }
 }
 
@@ -171,5 +202,14 @@ mod tests {
         assert!(region.iter().all(|&v| v == 0));
         region[699_999] = 7;
         assert_eq!((region.len(), region[699_999]), (700_000, 7));
+    }
+
+    #[test]
+    fn a_reserved_region_keeps_what_is_written_before_it_is_populated() {
+        let mut region = Region::<u64>::reserved(700_000).expect("memory");
+        region[3] = 7;
+        region.populate().now();
+        region.populate().now();
+        assert_eq!((region[3], region[4], region[699_999]), (7, 0, 0));
     }
 }

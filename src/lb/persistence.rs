@@ -14,6 +14,7 @@ use super::maglev::mix;
 use super::route::Prefix;
 use super::schedule::Candidates;
 use super::snapshot::{Backend, BackendId};
+use crate::arch::{Populate, Region};
 
 /// A service's persistence, in a snapshot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,12 +77,13 @@ impl Key {
     }
 }
 
+/// All zero is an empty one.
 #[derive(Clone, Copy, Debug)]
-struct Template {
+pub(crate) struct Template {
     key: Key,
     backend: BackendId,
     /// In another service of the group it is the backend with this address.
-    server: IpAddr,
+    server: (u64, u64),
     /// Second of the last new connection, and for how long it counts from then.
     used: u32,
     timeout: u32,
@@ -96,31 +98,32 @@ impl Template {
 
 const WAYS: usize = 8;
 
+/// The words of an address, as [`Address::words`] has them. Whether two are of one family is for
+/// others to know.
+fn words(address: IpAddr) -> (u64, u64) {
+    match address {
+        IpAddr::V4(address) => address.words(),
+        IpAddr::V6(address) => address.words(),
+    }
+}
+
 /// One worker's templates.
 pub struct Templates {
-    templates: Box<[Template]>,
+    templates: Region<Template>,
 }
 
 impl Templates {
-    /// Room for about `count` clients.
-    pub fn new(count: usize) -> Self {
-        let template = Template {
-            key: Key {
-                group: 0,
-                client: (0, 0),
-                v6: false,
-                hash: 0,
-            },
-            backend: BackendId(0),
-            server: IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
-            used: 0,
-            timeout: 0,
-            live: false,
-        };
+    /// Room for about `count` clients, in memory that need not be there before there is a service
+    /// with persistence.
+    pub fn new(count: usize) -> std::io::Result<Self> {
         let count = count.max(1).next_multiple_of(WAYS);
-        Self {
-            templates: vec![template; count].into(),
-        }
+        Ok(Self {
+            templates: Region::reserved(count)?,
+        })
+    }
+
+    pub fn populate(&self) -> Populate {
+        self.templates.populate()
     }
 
     fn bucket(&mut self, key: &Key) -> &mut [Template] {
@@ -146,7 +149,7 @@ impl Templates {
         let backend = candidates
             .iter()
             .find(|b| b.id == id)
-            .or_else(|| candidates.iter().find(|b| b.address == server))
+            .or_else(|| candidates.iter().find(|b| words(b.address) == server))
             .filter(|b| can_take(b))?;
         template.used = now.second;
         Some(backend)
@@ -169,7 +172,7 @@ impl Templates {
         bucket[at] = Template {
             key,
             backend: backend.id,
-            server: backend.address,
+            server: words(backend.address),
             used: now.second,
             timeout,
             live: true,

@@ -8,6 +8,8 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use crate::arch::Populate;
+
 use super::answers::{AnswerLimits, AnswerRates, to_client};
 use super::conn::{Conn, From, State, flag, next_state};
 use super::counters::{DropReason, WorkerCounters};
@@ -138,7 +140,7 @@ impl Shard {
             fragments: Fragments::new(seed),
             local_ports: LocalPorts::new(0, 1, Ownership::default(), 0)?,
             guard: Guard::default(),
-            templates: Templates::new((size.connections_v4 / 4).clamp(1024, 1 << 18)),
+            templates: Templates::new((size.connections_v4 / 4).clamp(1024, 1 << 18))?,
             scheduled: None,
             arrival: Arrival::HandOff,
             smallest_mtu: 0,
@@ -640,6 +642,11 @@ impl Shard {
     ) -> Verdict {
         self.forget::<A>(slot, now);
         self.admit(snapshot, now, frame, packet, hash, outbox)
+    }
+
+    /// The memory for persistence, which is needed once a service has it.
+    pub fn template_memory(&self) -> Populate {
+        self.templates.populate()
     }
 
     /// Buckets in use of the larger table.

@@ -36,7 +36,7 @@ use super::ports::{Change, Ports};
 use super::retired::Retired;
 use super::rss::Rss;
 use super::signals::Signals;
-use super::start::Machine;
+use super::start::{Machine, has_persistence};
 use super::status::Source;
 use super::watch::Watch;
 use super::watchdog::Pulse;
@@ -297,6 +297,9 @@ impl Appliance {
 
     /// Takes a new, valid configuration.
     pub fn apply(&mut self, config: Config, now: Instant) {
+        if has_persistence(&config) {
+            self.workers.iter().for_each(|w| w.templates.now());
+        }
         let before = self.desired.replace(config);
         self.retired.free(before);
         self.checks.configure(&mut self.desired);

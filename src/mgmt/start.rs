@@ -328,6 +328,10 @@ pub fn launch(
         let counters = Arc::new(WorkerCounters::new(MAX_BACKENDS));
         let shard = shard(config, index, count, (seed, ready.reta), &counters)?;
         let capacity = shard.tables.v4.capacity() + shard.tables.v6.capacity();
+        let templates = shard.template_memory();
+        if has_persistence(config) {
+            templates.now();
+        }
         let ends = ends(taken, senders.clone())?;
         let port = |(rx, tx)| WorkerPort {
             rx,
@@ -365,6 +369,7 @@ pub fn launch(
             handle,
             remains,
             core,
+            templates,
             capacity: capacity as u64,
             outstanding: 0,
             backlog: Default::default(),
@@ -384,6 +389,11 @@ pub fn launch(
         clock,
         eal: ready.eal,
     })
+}
+
+/// Whether workers need memory for clients that stay with their backends.
+pub fn has_persistence(config: &Config) -> bool {
+    config.services.iter().any(|s| s.persistence.is_some())
 }
 
 fn shard(

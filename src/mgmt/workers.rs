@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc;
 
+use crate::arch::Populate;
 use crate::lb::counters::WorkerCounters;
 use crate::lb::listing;
 use crate::lb::snapshot::Snapshot;
@@ -30,6 +31,8 @@ pub struct WorkerLink {
     pub handle: LcoreHandle,
     pub remains: mpsc::Receiver<Remains>,
     pub core: u16,
+    /// The memory of its persistence.
+    pub templates: Populate,
     /// Connections that its tables can hold.
     pub capacity: u64,
     /// Commands that are on their way or being obeyed.

@@ -206,7 +206,7 @@ fn the_table_forgets_whoever_would_be_forgotten_first_but_nobody_in_a_flood() {
         Key::new(&persistence, client, &Seed([1, 3, 5]))
     };
     let at = |second: u32| Now::from_nanos(u64::from(second) * 1_000_000_000);
-    let mut templates = Templates::new(8);
+    let mut templates = Templates::new(8).expect("memory");
     for n in 0..8 {
         templates.learn(key(n), 300, backend, at(100 + n), false);
     }
