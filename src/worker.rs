@@ -4,6 +4,8 @@
 //! packets flow it never allocates, locks, logs, makes a system call or frees a large value;
 //! it reads the clock once per burst.
 
+mod handoff;
+
 use std::sync::Arc;
 
 use crate::lb::counters::{DropReason, WorkerCounters};
@@ -15,6 +17,7 @@ use crate::lb::{Arrival, MAX_BURST, Now, Outbox, Pass, Verdict};
 use crate::port::clock::Tsc;
 use crate::port::ring::{Consumer, Producer, SharedProducer};
 use crate::port::{Batch, Mbuf, Mempool, RxChecksum, RxQueue, TxBuffer, TxQueue};
+use handoff::HandOffs;
 
 /// What management asks of a worker. Every message comes back up the event ring when it is
 /// done, carrying what it replaced: the worker frees nothing.
@@ -69,7 +72,7 @@ pub struct Rings {
     pub inject: Consumer<Mbuf>,
     /// From the other workers: packets that this one owns.
     pub taken: Consumer<Mbuf>,
-    /// To each worker, by index; one's own is not used.
+    /// To each worker, by index; one's own is not used. [`Worker::new`] takes them out.
     pub handoff: Vec<SharedProducer<Mbuf>>,
 }
 
@@ -115,11 +118,14 @@ pub struct Worker {
     pool: Mempool,
     ports: Vec<WorkerPort>,
     rings: Rings,
+    handoffs: HandOffs,
     clock: Clock,
     idle: Idle,
     /// A message that is done but found the event ring full.
     unsent: Option<Box<Message>>,
     batch: Batch,
+    /// Handed over by others, and on its way into this core's cache.
+    taken: Batch,
     verdicts: [Verdict; MAX_BURST],
     /// Fragments that wait for their first one.
     held: FragmentStore<Mbuf>,
@@ -142,7 +148,7 @@ impl Worker {
         snapshot: Arc<Snapshot>,
         pool: Mempool,
         ports: Vec<WorkerPort>,
-        rings: Rings,
+        mut rings: Rings,
         clock: Clock,
         idle: Idle,
     ) -> Self {
@@ -153,11 +159,13 @@ impl Worker {
             snapshot,
             pool,
             ports,
+            handoffs: HandOffs::new(std::mem::take(&mut rings.handoff)),
             rings,
             clock,
             idle,
             unsent: None,
             batch: Batch::new(),
+            taken: Batch::new(),
             verdicts: [Verdict::Pass(Pass::Local); MAX_BURST],
             held: FragmentStore::default(),
             swept: 0,
@@ -173,6 +181,7 @@ impl Worker {
         let mut begun = Tsc::now();
         while self.running {
             let now = self.clock.at(begun);
+            self.expect_taken();
             let packets = self.receive(now) + self.take_over(now) + self.inject();
             if !self.shard.fragments.is_idle() {
                 self.release(now);
@@ -238,6 +247,7 @@ impl Worker {
             ports,
             counters,
             rings,
+            handoffs,
             held,
             ..
         } = self;
@@ -260,10 +270,10 @@ impl Worker {
                 Verdict::Drop(reason) => counters.count_drop(reason),
                 Verdict::Pass(pass) => pass_up(rings, counters, mbuf, pass),
                 Verdict::HandOff(owner) => {
-                    mbuf.set_stamp(0);
-                    hand_off(rings, counters, mbuf, owner);
+                    mbuf.set_note(0);
+                    handoffs.put(mbuf, owner, counters);
                 }
-                Verdict::Refer(worker) => hand_off(rings, counters, mbuf, worker),
+                Verdict::Refer(worker) => handoffs.put(mbuf, worker, counters),
                 Verdict::Hold(ticket) => {
                     if held.put(ticket, mbuf).is_some() {
                         counters.count_drop(DropReason::Fragment);
@@ -294,14 +304,23 @@ impl Worker {
         self.burst(Arrival::HandOff, now);
     }
 
-    /// Packets that other workers received and this one owns.
+    /// Asks the cache for packets that other workers received and this one owns: they lie in the
+    /// others' caches, and come while this worker has its own to do.
+    #[inline(always)]
+    fn expect_taken(&mut self) {
+        self.rings.taken.pop_batch(&mut self.taken);
+        self.taken.prefetch();
+    }
+
+    /// Decides about them.
+    #[inline(always)]
     fn take_over(&mut self, now: Now) -> usize {
-        let count = self.rings.taken.pop_batch(&mut self.batch);
-        if count == 0 {
-            return 0;
+        let count = self.taken.len();
+        if count > 0 {
+            self.counters.taken_over.add(count as u64);
+            std::mem::swap(&mut self.batch, &mut self.taken);
+            self.burst(Arrival::HandOff, now);
         }
-        self.counters.taken_over.add(count as u64);
-        self.burst(Arrival::HandOff, now);
         count
     }
 
@@ -333,6 +352,7 @@ impl Worker {
             bytes += stats.bytes;
             dropped += stats.dropped;
         }
+        self.handoffs.flush(&self.counters);
         self.counters.transmitted.set(packets);
         self.counters.transmitted_bytes.set(bytes);
         self.counters.dropped[DropReason::TxFull as usize].set(dropped);
@@ -406,7 +426,12 @@ impl Worker {
 
     /// Counts what is left in the rings and gives the queues back.
     fn finish(mut self) -> Remains {
-        while let Some(_mbuf) = self.rings.taken.pop() {
+        while self
+            .taken
+            .pop()
+            .or_else(|| self.rings.taken.pop())
+            .is_some()
+        {
             self.counters.taken_over.add(1);
             self.counters.count_drop(DropReason::Shutdown);
         }
@@ -466,19 +491,6 @@ impl Outbox for WayOut<'_> {
     fn send(&mut self, port: u8, mbuf: Mbuf) {
         self.counters.generated.add(1);
         self.transmit(port, mbuf);
-    }
-}
-
-/// Gives a packet, unchanged, to the worker that owns its flow.
-#[inline(always)]
-fn hand_off(rings: &mut Rings, counters: &WorkerCounters, mbuf: Mbuf, owner: u8) {
-    match rings
-        .handoff
-        .get(usize::from(owner))
-        .map(|ring| ring.push(mbuf))
-    {
-        Some(Ok(())) => counters.handed_off.add(1),
-        _ => counters.count_drop(DropReason::HandoffFull),
     }
 }
 
@@ -548,12 +560,12 @@ impl Frame for Mbuf {
 
     #[inline(always)]
     fn note(&self) -> u32 {
-        self.stamp() as u32
+        Mbuf::note(self)
     }
 
     #[inline(always)]
     fn set_note(&mut self, note: u32) {
-        self.set_stamp(u64::from(note));
+        Mbuf::set_note(self, note);
     }
 
     #[inline(always)]

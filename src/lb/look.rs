@@ -87,6 +87,9 @@ pub(super) struct Burst<'s> {
     /// replies and no choice.
     requests_alone: bool,
     odd_requests_alone: bool,
+    /// Every packet is a request of a flow that is owned by its four ends, and whose owner has to
+    /// be computed; the queues prove nothing and never will.
+    one_way_alone: bool,
 }
 
 impl<'s> Burst<'s> {
@@ -109,6 +112,7 @@ impl<'s> Burst<'s> {
             queues,
             requests_alone: !snapshot.two_way && (computed.is_none() || is_proven),
             odd_requests_alone: !snapshot.two_way && computed.is_none(),
+            one_way_alone: !snapshot.two_way && computed.is_some() && queues.is_none(),
         }
     }
 
@@ -177,8 +181,16 @@ impl Shard {
             _ => burst.odd_requests_alone,
         };
         if !requests_alone {
-            // A copy, so that the key stays in registers otherwise.
-            return self.aim_by_side(burst, &{ key }, look);
+            if !burst.one_way_alone {
+                // A copy, so that the key stays in registers otherwise.
+                return self.aim_by_side(burst, &{ key }, look);
+            }
+            let owner = burst.snapshot.ownership.one_way(&key);
+            if owner != self.worker {
+                (look.kind, look.meets) = (Kind::Elsewhere, Meets::Elsewhere);
+                look.hash = u64::from(owner);
+                return;
+            }
         }
         look.hash = endpoint_hash(&self.seed, key.protocol, key.source, key.source_port);
         look.meets = Meets::Request;

@@ -48,9 +48,22 @@ const fn product(a: u16, b: u16) -> u16 {
 /// exclusive or of the input's big-endian 16-bit words.
 #[inline(always)]
 pub fn toeplitz(words: u16) -> u16 {
-    // Input bit i (from the top) contributes the pattern rotated left by i.
-    product(words.reverse_bits(), PATTERN)
+    let [high, low] = words.to_be_bytes();
+    OF_BYTES[0][usize::from(high)] ^ OF_BYTES[1][usize::from(low)]
 }
+
+/// The hash is linear: a word's is the exclusive or of those of its bytes, high and low.
+static OF_BYTES: [[u16; 256]; 2] = {
+    let mut hashes = [[0; 256]; 2];
+    let mut byte = 0u16;
+    while byte < 256 {
+        // Input bit i (from the top) contributes the pattern rotated left by i.
+        hashes[0][byte as usize] = product((byte << 8).reverse_bits(), PATTERN);
+        hashes[1][byte as usize] = product(byte.reverse_bits(), PATTERN);
+        byte += 1;
+    }
+    hashes
+};
 
 /// The hash of one end of a flow.
 #[inline(always)]
@@ -99,8 +112,11 @@ impl Ownership {
     /// The worker for a Toeplitz hash.
     #[inline(always)]
     pub fn worker(self, hash: u16) -> u8 {
-        let entry = hash & (self.reta() - 1);
-        (u32::from(entry) % u32::from(self.workers.max(1))) as u8
+        let (entry, workers) = (hash & (self.reta() - 1), u16::from(self.workers.max(1)));
+        match workers.is_power_of_two() {
+            true => (entry & (workers - 1)) as u8,
+            false => (entry % workers) as u8,
+        }
     }
 
     /// The RETA's size, made sure of.

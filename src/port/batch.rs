@@ -82,6 +82,12 @@ impl Batch {
         }
     }
 
+    /// Asks the cache for all packets; they must be as received.
+    #[inline(always)]
+    pub fn prefetch(&self) {
+        self.iter().for_each(Mbuf::prefetch_received);
+    }
+
     #[inline(always)]
     pub fn as_slice(&self) -> &[Mbuf] {
         self

@@ -27,6 +27,7 @@ pub struct RawMbuf {
     data_len: u16,
     vlan_tci: u16,
     rss: u32,
+    /// The driver's, and ours once a packet is received: see [`Mbuf::note`].
     hash_high: u32,
     vlan_tci_outer: u16,
     buf_len: u16,
@@ -306,6 +307,31 @@ impl Mbuf {
     pub fn set_stamp(&mut self, stamp: u64) {
         // SAFETY: as in `stamp`; `&mut self` makes it exclusive.
         unsafe { self.0.add(1).cast::<u64>().write(stamp) }
+    }
+
+    /// Four bytes that travel with a received packet for our own use, in the line that the driver
+    /// wrote them into: unlike [`Mbuf::stamp`], they cost no line of their own when the packet
+    /// goes to another core. The driver's, or an earlier packet's, until set.
+    #[inline(always)]
+    pub fn note(&self) -> u32 {
+        self.raw().hash_high
+    }
+
+    /// Sets what [`Mbuf::note`] returns.
+    #[inline(always)]
+    pub fn set_note(&mut self, note: u32) {
+        self.raw_mut().hash_high = note;
+    }
+
+    /// Fetches the header, and the line in which a packet that was received and not changed most
+    /// likely begins. Reads neither.
+    #[inline(always)]
+    pub fn prefetch_received(&self) {
+        const BEGIN: usize =
+            size_of::<RawMbuf>() + PRIVATE_BYTES as usize + sys::RTE_PKTMBUF_HEADROOM as usize;
+        let header = self.0.as_ptr().cast::<u8>();
+        prefetch(header);
+        prefetch(header.wrapping_add(BEGIN));
     }
 
     /// Fetches the header (not the packet) into the cache.

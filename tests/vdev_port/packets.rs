@@ -52,8 +52,12 @@ pub fn mbuf_bounds(_: &Eal, pool: &Mempool) {
         u64::MAX,
         "the stamp lies outside the headroom"
     );
+    mbuf.set_note(7);
+    assert_eq!((mbuf.note(), mbuf.stamp()), (7, u64::MAX));
+    assert_eq!((mbuf.rss_hash(), mbuf.ol_flags()), (None, 0));
     mbuf.prefetch();
     mbuf.prefetch_data();
+    mbuf.prefetch_received();
 }
 
 pub fn batches(_: &Eal, pool: &Mempool) {

@@ -1,0 +1,57 @@
+//! Packets on their way to the workers that own them. They are gathered while bursts are decided
+//! about and put on each ring at once: a packet at a time, the line of the ring's head would go
+//! from core to core for each. Belongs to one worker.
+
+use crate::lb::counters::{DropReason, WorkerCounters};
+use crate::port::ring::SharedProducer;
+use crate::port::{Batch, Mbuf};
+
+/// A ring to each worker, by index (one's own is not used), and what waits for it.
+pub struct HandOffs {
+    rings: Vec<(SharedProducer<Mbuf>, Batch)>,
+    /// Anything waits.
+    waiting: bool,
+}
+
+impl HandOffs {
+    pub fn new(rings: Vec<SharedProducer<Mbuf>>) -> Self {
+        let rings = rings.into_iter().map(|ring| (ring, Batch::new()));
+        Self {
+            rings: rings.collect(),
+            waiting: false,
+        }
+    }
+
+    /// Takes a packet for the worker `owner`.
+    #[inline(always)]
+    pub fn put(&mut self, mbuf: Mbuf, owner: u8, counters: &WorkerCounters) {
+        let Some((ring, waiting)) = self.rings.get_mut(usize::from(owner)) else {
+            return counters.count_drop(DropReason::HandoffFull);
+        };
+        if waiting.is_full() {
+            send(ring, waiting, counters);
+        }
+        let pushed = waiting.push(mbuf);
+        debug_assert!(pushed.is_ok(), "sending leaves the batch empty");
+        self.waiting = true;
+    }
+
+    /// Sends what waits; what a ring has no room for is dropped.
+    #[inline(always)]
+    pub fn flush(&mut self, counters: &WorkerCounters) {
+        if std::mem::take(&mut self.waiting) {
+            for (ring, waiting) in &mut self.rings {
+                send(ring, waiting, counters);
+            }
+        }
+    }
+}
+
+fn send(ring: &SharedProducer<Mbuf>, waiting: &mut Batch, counters: &WorkerCounters) {
+    if waiting.is_empty() {
+        return;
+    }
+    counters.handed_off.add(ring.push_batch(waiting) as u64);
+    counters.dropped[DropReason::HandoffFull as usize].add(waiting.len() as u64);
+    waiting.clear();
+}
