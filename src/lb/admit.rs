@@ -33,19 +33,20 @@ impl Shard {
         if snapshot.is_check(key.destination) {
             return Verdict::Pass(Pass::Check);
         }
-        if key.source.is_invalid_source() || snapshot.own.contains(&key.source.into()) {
+        if key.source.is_invalid_source() || snapshot.own.contains(key.source.into()) {
             return Verdict::Drop(DropReason::BadSource);
         }
         let found =
             snapshot
                 .service_map
                 .find(key.protocol, key.destination.into(), key.destination_port);
-        let Some(service) = found.and_then(|id| snapshot.service(id)) else {
+        let Some((found, service)) = found.and_then(|f| Some((f, snapshot.service(f.id)?))) else {
             return Verdict::Pass(Pass::Local);
         };
         // A prefix may take in addresses of ours that are nobody's VIP: probes get answers there.
         let destination = key.destination.into();
-        if snapshot.own.contains(&destination) && !snapshot.service_map.is_vip(destination) {
+        let is_ours = || snapshot.own.contains(destination);
+        if found.by_prefix && is_ours() && !snapshot.service_map.is_vip(destination) {
             return Verdict::Pass(Pass::Local);
         }
         if icmp::ttl::<A>(&frame.bytes()[usize::from(packet.l3)..]) <= 1 {
@@ -347,6 +348,10 @@ impl Shard {
             key.destination,
             now.second,
         );
+        // NAT does not change a packet's family.
+        let two_way = service.method.is_two_way();
+        let fits = |b: &Backend| !two_way || A::from_ip(b.address).is_some();
+        let eligible = |b: &Backend| b.is_eligible() && fits(b);
         let tables = &self.tables;
         let distinct = |backend: &Backend| {
             is_distinct(A::table(tables), snapshot, service, packet, hash, backend)
@@ -355,39 +360,64 @@ impl Shard {
             snapshot,
             ids: &service.backends,
         };
-        // NAT does not change a packet's family.
-        let fits = |b: &Backend| !service.method.is_two_way() || A::from_ip(b.address).is_some();
-        let eligible = |b: &Backend| b.is_eligible() && fits(b);
-        let any = |b: &Backend| b.state != BackendState::Removed && b.weight > 0 && fits(b);
-        let is_normal = candidates.iter().any(eligible);
-        let usable: &dyn Fn(&Backend) -> bool = match service.when_no_backend {
-            _ if is_normal => &eligible,
-            WhenNoBackend::UseAll => &any,
-            _ => return Err(DropReason::NoBackend),
+        let is_normal = match two_way {
+            true => candidates.iter().any(eligible),
+            false => service.weights.heaviest() > 0,
         };
-        let can_take = |backend: &Backend| usable(backend) && distinct(backend);
         let found = if is_normal && opens(packet) && flood == Flood::None {
             let gauges = &self.counters.backends;
+            let can_take = |backend: &Backend| eligible(backend) && distinct(backend);
             self.scheduling
                 .pick(snapshot, service, &request, gauges, can_take)
         } else {
+            let any = |b: &Backend| b.state != BackendState::Removed && b.weight > 0 && fits(b);
+            let usable: &dyn Fn(&Backend) -> bool = match service.when_no_backend {
+                _ if is_normal => &eligible,
+                WhenNoBackend::UseAll => &any,
+                _ => return Err(DropReason::NoBackend),
+            };
+            let can_take = |backend: &Backend| usable(backend) && distinct(backend);
             // Whatever schedules new flows, one under way can be found again by hash alone; and
             // where nobody is well there is nothing to schedule by.
-            let hash = request.hash(service.scheduler);
-            by_hash(service, &candidates, hash, can_take)
+            by_hash(
+                service,
+                &candidates,
+                request.hash(service.scheduler),
+                can_take,
+            )
         };
-        found.ok_or_else(|| {
-            let conflicts = |backend| usable(backend) && !distinct(backend);
-            let gauges = &self.counters.backends;
-            let full = |backend| can_take(backend) && self.scheduling.is_full(backend, gauges);
-            if candidates.iter().any(conflicts) {
-                DropReason::ReplyConflict
-            } else if candidates.iter().any(full) {
-                DropReason::Limit
-            } else {
-                DropReason::NoBackend
-            }
-        })
+        found.ok_or_else(|| self.why_nobody(snapshot, service, packet, hash, is_normal))
+    }
+
+    /// Why no backend takes a new flow although some could be scheduled.
+    #[cold]
+    fn why_nobody<A: Tracked>(
+        &self,
+        snapshot: &Snapshot,
+        service: &Service,
+        packet: &Packet<A>,
+        hash: u64,
+        is_normal: bool,
+    ) -> DropReason {
+        let fits = |b: &Backend| !service.method.is_two_way() || A::from_ip(b.address).is_some();
+        let usable = |b: &&Backend| match is_normal {
+            true => b.is_eligible() && fits(b),
+            false => b.state != BackendState::Removed && b.weight > 0 && fits(b),
+        };
+        let candidates = Candidates {
+            snapshot,
+            ids: &service.backends,
+        };
+        let usable = || candidates.iter().filter(usable);
+        let distinct = |b: &Backend| self.is_distinct(snapshot, service, packet, hash, b);
+        if !usable().all(distinct) {
+            return DropReason::ReplyConflict;
+        }
+        let gauges = &self.counters.backends;
+        match usable().any(|b| self.scheduling.is_full(b, gauges)) {
+            true => DropReason::Limit,
+            false => DropReason::NoBackend,
+        }
     }
 }
 

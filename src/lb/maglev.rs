@@ -137,10 +137,10 @@ pub fn mix(mut x: u64) -> u64 {
     x ^ x >> 31
 }
 
-/// An unseeded hash of an endpoint, the same on every instance and in every version.
+/// An unseeded hash of an endpoint, whose address is given in two words: the same on every instance
+/// and in every version.
 #[inline(always)]
-pub fn stable_hash<A: super::flow::Address>(address: A, port: u16) -> u64 {
-    let (high, low) = address.words();
+pub fn stable_hash((high, low): (u64, u64), port: u16) -> u64 {
     mix(mix(high.wrapping_add(0x9e37_79b9_7f4a_7c15)) ^ low).wrapping_add(mix(u64::from(port) + 1))
         ^ mix(low ^ u64::from(port) << 40)
 }

@@ -3,6 +3,7 @@
 //!
 //! Read [`shard`] first: it lists what happens to a burst, in order.
 
+pub mod addresses;
 pub mod admit;
 pub mod answers;
 pub mod bucket;

@@ -114,7 +114,7 @@ impl Shard {
         }
         let source = A::read(&bytes[message.l3 + A::SOURCE_AT..]);
         let balanced = is_balanced(snapshot, destination.into());
-        if balanced && (source.is_invalid_source() || snapshot.own.contains(&source.into())) {
+        if balanced && (source.is_invalid_source() || snapshot.own.contains(source.into())) {
             return Verdict::Drop(DropReason::BadSource);
         }
         let quoted = &body[HEADER..];
@@ -339,7 +339,7 @@ fn narrowest<A: Address>(body: &[u8]) -> Option<u16> {
 /// Some service listens on the address, and not only because its prefix takes in one of ours.
 fn is_balanced(snapshot: &Snapshot, address: IpAddr) -> bool {
     let map = &snapshot.service_map;
-    map.is_vip(address) || map.is_covered(address) && !snapshot.own.contains(&address)
+    map.is_vip(address) || map.is_covered(address) && !snapshot.own.contains(address)
 }
 
 /// The message as a packet to forward.

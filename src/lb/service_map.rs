@@ -1,10 +1,11 @@
 //! Which service a packet is for: exact addresses first, then the most specific prefix and range.
 //! Built by management, part of a snapshot; looked up by workers for a flow's first packet.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::addresses::AddressSet;
 use super::route::Prefix;
-use super::snapshot::{FastMap, FastSet, ServiceId};
+use super::snapshot::{FastMap, ServiceId};
 
 /// What a service listens on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,13 +18,18 @@ pub struct Listen {
 }
 
 impl Listen {
-    fn is_exact(&self) -> bool {
+    /// One address alone.
+    fn is_vip(&self) -> bool {
         let full = if self.prefix.address.is_ipv4() {
             32
         } else {
             128
         };
-        self.prefix.length == full && self.first_port == self.last_port
+        self.prefix.length == full
+    }
+
+    fn is_exact(&self) -> bool {
+        self.is_vip() && self.first_port == self.last_port
     }
 
     fn matches(&self, protocol: u8, address: IpAddr, port: u16) -> bool {
@@ -33,36 +39,52 @@ impl Listen {
     }
 }
 
+/// A service that listens on an address and port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Found {
+    pub id: ServiceId,
+    /// The address is one of many that the service listens on, and so may be one of ours for
+    /// another purpose.
+    pub by_prefix: bool,
+}
+
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ServiceMap {
-    exact: FastMap<(IpAddr, u16, u8), ServiceId>,
+    /// By address, port and protocol, packed as [`exact_v4`] and [`exact_v6`] do.
+    exact_v4: FastMap<u64, ServiceId>,
+    exact_v6: FastMap<(u128, u32), ServiceId>,
     /// Most specific first: longest prefix, then narrowest range.
     wide: Vec<(Listen, ServiceId)>,
-    vips: FastSet<IpAddr>,
+    vips: AddressSet,
+}
+
+#[inline(always)]
+fn exact_v4(address: Ipv4Addr, port: u16, protocol: u8) -> u64 {
+    u64::from(address.to_bits()) << 32 | u64::from(port) << 8 | u64::from(protocol)
+}
+
+#[inline(always)]
+fn exact_v6(address: Ipv6Addr, port: u16, protocol: u8) -> (u128, u32) {
+    let end = u32::from(port) << 8 | u32::from(protocol);
+    (address.to_bits(), end)
 }
 
 impl ServiceMap {
     pub fn new(listens: impl IntoIterator<Item = (Listen, ServiceId)>) -> Self {
         let mut map = Self::default();
+        let mut vips = Vec::new();
         for (listen, id) in listens {
-            if listen.is_exact() {
-                map.exact.insert(
-                    (listen.prefix.address, listen.first_port, listen.protocol),
-                    id,
-                );
-            } else {
-                map.wide.push((listen, id));
+            let (port, protocol) = (listen.first_port, listen.protocol);
+            match listen.prefix.address {
+                _ if !listen.is_exact() => map.wide.push((listen, id)),
+                IpAddr::V4(a) => drop(map.exact_v4.insert(exact_v4(a, port, protocol), id)),
+                IpAddr::V6(a) => drop(map.exact_v6.insert(exact_v6(a, port, protocol), id)),
             }
-            if listen.prefix.length
-                == if listen.prefix.address.is_ipv4() {
-                    32
-                } else {
-                    128
-                }
-            {
-                map.vips.insert(listen.prefix.address);
+            if listen.is_vip() {
+                vips.push(listen.prefix.address);
             }
         }
+        map.vips = vips.into_iter().collect();
         map.wide.sort_by_key(|(l, _)| {
             (
                 std::cmp::Reverse(l.prefix.length),
@@ -73,20 +95,34 @@ impl ServiceMap {
     }
 
     /// The service for a packet to this address and port.
-    pub fn find(&self, protocol: u8, address: IpAddr, port: u16) -> Option<ServiceId> {
-        let exact = self.exact.get(&(address, port, protocol));
-        exact.copied().or_else(|| {
-            let wide = self
-                .wide
-                .iter()
-                .find(|(l, _)| l.matches(protocol, address, port));
-            wide.map(|&(_, id)| id)
+    #[inline(always)]
+    pub fn find(&self, protocol: u8, address: IpAddr, port: u16) -> Option<Found> {
+        let exact = match address {
+            IpAddr::V4(a) => self.exact_v4.get(&exact_v4(a, port, protocol)),
+            IpAddr::V6(a) => self.exact_v6.get(&exact_v6(a, port, protocol)),
+        };
+        match exact {
+            Some(&id) => Some(Found {
+                id,
+                by_prefix: false,
+            }),
+            None => self.find_wide(protocol, address, port),
+        }
+    }
+
+    #[cold]
+    fn find_wide(&self, protocol: u8, address: IpAddr, port: u16) -> Option<Found> {
+        let mut wide = self.wide.iter();
+        let found = wide.find(|(l, _)| l.matches(protocol, address, port));
+        found.map(|&(listen, id)| Found {
+            id,
+            by_prefix: !listen.is_vip(),
         })
     }
 
     /// Whether some service listens on exactly this address.
     pub fn is_vip(&self, address: IpAddr) -> bool {
-        self.vips.contains(&address)
+        self.vips.contains(address)
     }
 
     /// Whether some service listens on a prefix or a range of ports that takes this address in.
@@ -95,7 +131,7 @@ impl ServiceMap {
     }
 
     pub fn vips(&self) -> impl Iterator<Item = IpAddr> {
-        self.vips.iter().copied()
+        self.vips.iter()
     }
 }
 
@@ -120,7 +156,7 @@ mod tests {
         ]);
         let find = |protocol, address: &str, port| {
             map.find(protocol, address.parse().expect("address"), port)
-                .map(|id| id.0)
+                .map(|found| found.id.0)
         };
         assert_eq!(find(6, "10.0.0.1", 443), Some(3));
         assert_eq!(find(17, "10.0.0.1", 443), Some(4));
@@ -128,6 +164,13 @@ mod tests {
         assert_eq!(find(6, "10.0.0.1", 22), Some(1));
         assert_eq!(find(6, "8.8.8.8", 80), Some(0));
         assert_eq!(find(17, "8.8.8.8", 80), None);
+        let by_prefix = |address: &str, port| {
+            let found = map.find(6, address.parse().expect("address"), port);
+            found.map(|found| found.by_prefix)
+        };
+        assert_eq!(by_prefix("10.0.0.1", 443), Some(false));
+        assert_eq!(by_prefix("10.0.0.1", 22), Some(false), "by its range");
+        assert_eq!(by_prefix("8.8.8.8", 80), Some(true));
         assert!(map.is_vip("10.0.0.1".parse().expect("address")));
         assert!(!map.is_vip("8.8.8.8".parse().expect("address")));
     }

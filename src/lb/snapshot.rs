@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::addresses::AddressSet;
 use super::conn::Timeouts;
 use super::flow::{Address, FlowKey};
 use super::maglev::Maglev;
@@ -360,10 +361,10 @@ pub struct Snapshot {
     pub vlans: Arc<Vlans>,
     pub routes: Arc<Routes>,
     /// Addresses no packet may come from: VIPs, pools, check addresses, the ports' own.
-    pub own: Arc<FastSet<IpAddr>>,
+    pub own: Arc<AddressSet>,
     /// Addresses that health checks come from: what is sent to one goes to management, before any
     /// service is looked for, also from a VIP, as backends answer in one-way methods.
-    pub checks: Arc<FastSet<IpAddr>>,
+    pub checks: Arc<AddressSet>,
     /// Some service's replies pass here.
     pub two_way: bool,
     /// Which worker owns which flow.
@@ -393,10 +394,12 @@ impl Snapshot {
     }
 
     /// Whether health checks come from this address.
+    #[inline(always)]
     pub fn is_check(&self, address: impl Into<IpAddr>) -> bool {
-        !self.checks.is_empty() && self.checks.contains(&address.into())
+        !self.checks.is_empty() && self.checks.contains(address.into())
     }
 
+    #[inline(always)]
     pub fn service(&self, id: ServiceId) -> Option<&Arc<Service>> {
         self.services.get(id.0)?.as_ref()
     }

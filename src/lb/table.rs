@@ -298,15 +298,20 @@ impl<A: Address> ConnTable<A> {
     }
 
     /// A free slot for a key with this hash, made if need be.
+    #[inline(always)]
     fn room(&mut self, hash: u64, moved: &mut impl FnMut(&Conn<A>, Slot)) -> Option<Slot> {
-        let (first, second) = (self.first(hash), self.second(hash));
-        self.free_slot(first)
-            .or_else(|| self.free_slot(second))
+        let first = self.first(hash);
+        if let Some(slot) = self.free_slot(first) {
+            return Some(slot);
+        }
+        let second = self.second(hash);
+        self.free_slot(second)
             .or_else(|| self.make_room(first, moved))
             .or_else(|| self.make_room(second, moved))
     }
 
     /// Splits a row in two; false where all the memory is in use.
+    #[inline(never)]
     fn grow(&mut self, moved: &mut impl FnMut(&Conn<A>, Slot)) -> bool {
         if self.buckets() == self.buckets.len() {
             return false;
@@ -370,15 +375,18 @@ impl<A: Address> ConnTable<A> {
     }
 
     /// A bit for each free way of a bucket.
+    #[inline(always)]
     fn free_ways(&self, bucket: usize) -> u32 {
         match_tags(&self.buckets[bucket].tags, 0)
     }
 
+    #[inline(always)]
     fn free_slot(&self, bucket: usize) -> Option<Slot> {
         let free = self.free_ways(bucket);
         (free != 0).then(|| Slot((bucket * WAYS) as u32 + free.trailing_zeros()))
     }
 
+    #[inline(always)]
     fn put(&mut self, slot: Slot, tag: u16, conn: Conn<A>) {
         let bucket = &mut self.buckets[slot.bucket()];
         bucket.tags[slot.way()] = tag;
@@ -387,6 +395,8 @@ impl<A: Address> ConnTable<A> {
     }
 
     /// Moves one entry of a full bucket to its other bucket.
+    #[cold]
+    #[inline(never)]
     fn make_room(&mut self, bucket: usize, moved: &mut impl FnMut(&Conn<A>, Slot)) -> Option<Slot> {
         for way in 0..WAYS {
             let from = Slot((bucket * WAYS + way) as u32);

@@ -36,6 +36,7 @@ struct Case {
     v6: bool,
     tcp: bool,
     what: What,
+    scheduler: Scheduler,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -46,27 +47,55 @@ enum What {
     Replies,
     /// The first packet of each flow.
     NewFlows,
+    /// The same, of flows whose entry is there and has expired.
+    Again,
+    /// Requests of which the worker has to find out, and they belong to it or to another one.
+    Owned,
+    Elsewhere,
+    /// Requests that another worker handed over.
+    Taken,
 }
+
+/// Of which several workers the three last go by.
+const OWNERSHIP: Ownership = Ownership {
+    reta: 128,
+    workers: 2,
+    compute: true,
+};
 
 /// A name such as `nat-ipv6-reply`: method, family, and what if not UDP requests.
 fn case(name: &str) -> Option<Case> {
-    let (name, what, tcp) = match name.rsplit_once('-')? {
-        (name, "reply") => (name, What::Replies, false),
-        (name, "new") => (name, What::NewFlows, false),
-        (name, "tcp") => (name, What::Requests, true),
-        _ => (name, What::Requests, false),
-    };
-    let (method, family) = name.rsplit_once('-')?;
+    let (method, rest) = [
+        ("direct-routing-", ForwardMethod::DirectRouting),
+        ("tunnel-", ForwardMethod::Tunnel),
+        ("nat-", ForwardMethod::Nat),
+        ("fullnat-", ForwardMethod::FullNat),
+    ]
+    .into_iter()
+    .find_map(|(word, method)| Some((method, name.strip_prefix(word)?)))?;
+    let (family, what) = rest.split_once('-').unwrap_or((rest, ""));
     let v6 = match family {
         "ipv4" => false,
         "ipv6" => true,
         _ => return None,
     };
-    let method = match method {
-        "direct-routing" => ForwardMethod::DirectRouting,
-        "tunnel" => ForwardMethod::Tunnel,
-        "nat" => ForwardMethod::Nat,
-        "fullnat" => ForwardMethod::FullNat,
+    let mut scheduler = Scheduler::WeightedRoundRobin;
+    let what = match what.strip_prefix("new-") {
+        Some(word) => {
+            scheduler = Scheduler::ALL.into_iter().find(|s| s.name() == word)?;
+            "new"
+        }
+        None => what,
+    };
+    let (what, tcp) = match what {
+        "" => (What::Requests, false),
+        "tcp" => (What::Requests, true),
+        "reply" => (What::Replies, false),
+        "new" => (What::NewFlows, false),
+        "again" => (What::Again, false),
+        "owned" => (What::Owned, false),
+        "elsewhere" => (What::Elsewhere, false),
+        "taken" => (What::Taken, false),
         _ => return None,
     };
     Some(Case {
@@ -74,12 +103,13 @@ fn case(name: &str) -> Option<Case> {
         v6,
         tcp,
         what,
+        scheduler,
     })
 }
 
 impl Case {
     fn lab(&self) -> Lab {
-        let mut lab = Lab::with_method(self.method, Scheduler::WeightedRoundRobin, &[1; BACKENDS]);
+        let mut lab = Lab::with_method(self.method, self.scheduler, &[1; BACKENDS]);
         for n in 0..BACKENDS as u16 {
             if self.v6 {
                 let mut backend = lab.backend(n.into());
@@ -103,7 +133,26 @@ impl Case {
         MemoryFrame::new(&build.frame())
     }
 
+    /// The packet of a flow that belongs to worker `owner`, where that matters.
     fn request(&self, flow: usize, flags: u8) -> MemoryFrame {
+        let wanted = match self.what {
+            What::Owned => 0,
+            What::Elsewhere => 1,
+            _ => return self.any_request(flow, flags),
+        };
+        let owner = |frame: &MemoryFrame| match parse(frame.bytes(), false) {
+            Parsed::V4(packet) => OWNERSHIP.one_way(&packet.key),
+            Parsed::V6(packet) => OWNERSHIP.one_way(&packet.key),
+            _ => fail("a request does not parse"),
+        };
+        // About every second one is.
+        let from = flow * 64;
+        let mut requests = (from..from + 64).map(|flow| self.any_request(flow, flags));
+        let request = requests.find(|frame| owner(frame) == wanted);
+        request.unwrap_or_else(|| fail("no flow of 64 belongs to the worker"))
+    }
+
+    fn any_request(&self, flow: usize, flags: u8) -> MemoryFrame {
         // Spread over addresses and ports, each flow once.
         let (low, port) = (flow as u32 / 16, 10_000 + (flow % 16) as u16 * 331);
         let client: IpAddr = match self.v6 {
@@ -142,6 +191,10 @@ fn fail(what: &str) -> ! {
 struct Bench {
     shard: Shard,
     snapshot: Snapshot,
+    arrival: Arrival,
+    second: u64,
+    /// What must become of every packet.
+    verdict: Verdict,
     verdicts: [Verdict; MAX_BURST],
     outbox: TestOutbox,
 }
@@ -157,8 +210,8 @@ impl Bench {
     fn process(&mut self, burst: &mut [MemoryFrame]) {
         self.shard.process(
             &self.snapshot,
-            Now::from_nanos(NOW),
-            Arrival::Port(0),
+            Now::from_nanos(NOW + self.second * 1_000_000_000),
+            self.arrival,
             black_box(burst),
             &mut self.verdicts,
             &mut self.outbox,
@@ -176,7 +229,7 @@ impl Bench {
             let length = burst.len();
             run(self, burst);
             for (verdict, frame) in self.verdicts[..length].iter().zip(burst) {
-                if *verdict != Verdict::Transmit(0) || !checksums_are_sound(frame.bytes()) {
+                if *verdict != self.verdict || !checksums_are_sound(frame.bytes()) {
                     fail(&format!("{verdict:?}: {:02x?}", frame.bytes()));
                 }
             }
@@ -215,6 +268,9 @@ fn main() {
     let mut bench = Bench {
         shard,
         snapshot: case.lab().snapshot,
+        arrival: Arrival::Port(0),
+        second: 0,
+        verdict: Verdict::Transmit(0),
         verdicts: [Verdict::Pass(Pass::Local); MAX_BURST],
         outbox: TestOutbox::default(),
     };
@@ -223,20 +279,37 @@ fn main() {
     bench.send(round(tcp::SYN), Bench::process);
     let forwarded = bench.send(round(tcp::ACK), Bench::process);
     let established = counters.new_connections.get();
+    match case.what {
+        What::Owned => bench.snapshot.ownership = OWNERSHIP,
+        What::Elsewhere => {
+            bench.snapshot.ownership = OWNERSHIP;
+            bench.verdict = Verdict::HandOff(1);
+        }
+        What::Taken => {
+            bench.snapshot.ownership = OWNERSHIP;
+            bench.arrival = Arrival::HandOff;
+        }
+        _ => {}
+    }
     for done in 0..bursts {
         let flows = (0..BURST).map(|n| (done * BURST + n) % FLOWS);
         let frames = match case.what {
-            What::Requests => flows.map(|n| case.request(n, tcp::ACK)).collect(),
             What::Replies => flows.map(|n| case.reply(&forwarded[n])).collect(),
             What::NewFlows => (0..BURST)
                 .map(|n| case.request(FLOWS + done * BURST + n, tcp::SYN))
                 .collect(),
+            What::Again => {
+                // Longer than any entry lives, each time that all flows have come by.
+                bench.second = 1000 * (1 + done * BURST / FLOWS) as u64;
+                flows.map(|n| case.request(n, tcp::SYN)).collect()
+            }
+            _ => flows.map(|n| case.request(n, tcp::ACK)).collect(),
         };
         bench.send(frames, measured);
     }
     let new = counters.new_connections.get() - established;
     let expected = match case.what {
-        What::NewFlows => bursts * BURST,
+        What::NewFlows | What::Again => bursts * BURST,
         _ => 0,
     };
     if established != FLOWS as u64 || new != expected as u64 || !bench.outbox.sent.is_empty() {

@@ -179,8 +179,8 @@ mod tests {
 
     fn request(destination: u64, second: u32) -> Request {
         Request {
-            client: 0,
-            destination_hash: 0,
+            client: (0, 0),
+            port: 0,
             destination: (0, destination),
             second,
         }

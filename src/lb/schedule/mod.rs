@@ -47,6 +47,9 @@ impl Place {
     /// Where this worker starts in a list of `count`: evenly spread, or all workers would begin
     /// with the same backend.
     fn start(self, count: usize) -> usize {
+        if self.worker == 0 {
+            return 0;
+        }
         self.worker as usize * count / self.workers.max(1) as usize
     }
 
@@ -61,17 +64,18 @@ impl Place {
 /// What a scheduler may know of a new connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Request {
-    /// The unseeded hash of the client, with its port where the service says so.
-    pub client: u64,
-    /// The unseeded hash of the address the client wants.
-    pub destination_hash: u64,
-    /// That address in two words; IPv4 leaves the first zero.
+    /// The client's address in two words (IPv4 leaves the first zero), and its port where the
+    /// service says that it counts.
+    client: (u64, u64),
+    port: u16,
+    /// The address the client wants.
     pub destination: (u64, u64),
     /// Second, as in [`super::Now`].
     pub second: u32,
 }
 
 impl Request {
+    #[inline(always)]
     pub fn new<A: Address>(
         service: &Service,
         source: A,
@@ -80,18 +84,18 @@ impl Request {
         second: u32,
     ) -> Self {
         Self {
-            client: stable_hash(source, if service.hash_port { source_port } else { 0 }),
-            destination_hash: stable_hash(destination, 0),
+            client: source.words(),
+            port: if service.hash_port { source_port } else { 0 },
             destination: destination.words(),
             second,
         }
     }
 
-    /// What a hash scheduler hashes.
+    /// What a hash scheduler hashes. Unseeded; computed for those that ask.
     pub fn hash(&self, scheduler: Scheduler) -> u64 {
         match scheduler {
-            Scheduler::DestinationHash => self.destination_hash,
-            _ => self.client,
+            Scheduler::DestinationHash => stable_hash(self.destination, 0),
+            _ => stable_hash(self.client, self.port),
         }
     }
 }
@@ -170,8 +174,10 @@ impl SchedulerState {
                 hash::pick(&field, request)
             }
         }?;
-        let load = load(gauges, found.id);
-        self.limits.is_overloaded(found, load.all() + 1);
+        if found.upper != 0 {
+            let load = load(gauges, found.id);
+            self.limits.is_overloaded(found, load.all() + 1);
+        }
         Some(found)
     }
 }

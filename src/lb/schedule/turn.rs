@@ -1,7 +1,7 @@
 //! rr and wrr: backends take turns. Workers' cursors start evenly spread.
 
 use super::super::snapshot::Backend;
-use super::Field;
+use super::{Field, Place};
 
 /// Where a service's round robin stands on this worker.
 #[derive(Clone, Copy, Default, Debug)]
@@ -15,9 +15,9 @@ pub(super) struct Cursor {
 
 impl Cursor {
     /// Makes the cursor fit a list of `count`, which may have changed since the last pick.
-    fn settle(&mut self, start: usize, count: usize) {
+    fn settle(&mut self, place: Place, count: usize) {
         if !self.started {
-            (self.started, self.next) = (true, start as u32);
+            (self.started, self.next) = (true, place.start(count) as u32);
         }
         if self.next as usize > count {
             self.next = 0;
@@ -32,9 +32,9 @@ pub(super) fn round_robin<'s, U: Fn(&Backend) -> bool>(
 ) -> Option<&'s Backend> {
     let candidates = field.candidates();
     let count = candidates.len();
-    cursor.settle(field.place.start(count), count);
-    for step in 0..count {
-        let at = (cursor.next as usize + step) % count;
+    cursor.settle(field.place, count);
+    let from = cursor.next as usize;
+    for at in (from..count).chain(0..from) {
         if let Some(backend) = field.take(&candidates[at]) {
             cursor.next = (at + 1) as u32;
             return Some(backend);
@@ -55,13 +55,15 @@ pub(super) fn weighted_round_robin<'s, U: Fn(&Backend) -> bool>(
     if heaviest == 0 {
         return None;
     }
-    cursor.settle(field.place.start(candidates.len()), candidates.len());
+    cursor.settle(field.place, candidates.len());
     if cursor.weight == 0 || cursor.weight > heaviest {
         cursor.weight = heaviest;
     }
     // Among multiples of `step` the same weights qualify, and after a change of weights the
     // cycle is in step again.
-    cursor.weight = cursor.weight.next_multiple_of(step);
+    if step > 1 {
+        cursor.weight = cursor.weight.next_multiple_of(step);
+    }
     let mut is_full_pass = cursor.next == 0;
     loop {
         while let Some(candidate) = candidates.get(cursor.next as usize) {

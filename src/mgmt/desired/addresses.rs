@@ -6,11 +6,12 @@ use std::net::IpAddr;
 
 use super::service::method;
 use super::{Desired, PortFacts, config};
+use crate::lb::addresses::AddressSet;
 use crate::lb::flow::protocol;
 use crate::lb::owner::Sides;
 use crate::lb::route::{Link, Prefix, Routes, Target};
 use crate::lb::service_map::{Listen, ServiceMap};
-use crate::lb::snapshot::{FastMap, FastSet};
+use crate::lb::snapshot::FastMap;
 use crate::lb::vlan::{Vlan, Vlans};
 use crate::mgmt::net::NetState;
 
@@ -30,7 +31,7 @@ impl Desired {
         Sides::new(listens, (0..).zip(self.locals.iter().copied()), backends)
     }
 
-    pub(super) fn own_addresses(&self, map: &ServiceMap) -> FastSet<IpAddr> {
+    pub(super) fn own_addresses(&self, map: &ServiceMap) -> AddressSet {
         let ports = self.config.ports.iter();
         let own = ports.flat_map(|port| {
             let addresses = port.addresses.iter().map(|a| a.address);
@@ -40,7 +41,7 @@ impl Desired {
         own.chain(pools.copied()).chain(map.vips()).collect()
     }
 
-    pub(super) fn check_addresses(&self) -> FastSet<IpAddr> {
+    pub(super) fn check_addresses(&self) -> AddressSet {
         let ports = self.config.ports.iter();
         ports
             .flat_map(|p| p.check_addresses.iter().copied())
