@@ -19,7 +19,7 @@ def table(case):
     return case.connections
 
 
-def configuration(case, device, directory):
+def configuration(case, device, directory, surroundings=None):
     neighbours = "".join(
         f'[[port.neighbour]]\naddress = "{backend_address(case.family, n)}"\nmac = "{backend_mac(n)}"\n'
         for n in range(BACKENDS)
@@ -37,6 +37,8 @@ def configuration(case, device, directory):
     # Management has no core of its own where there are several workers: see compare_workers.
     alone = case.workers == 1
     cores = f"{CORE_WORKER}" if alone else f"{CORE_MAIN}-{CORE_MAIN + case.workers - 1}"
+    lan, checked = surroundings.configuration() if surroundings else ("", "")
+    metrics = f'metrics = "127.0.0.1:{surroundings.metrics}"\n' if surroundings else ""
     # All flows come within milliseconds of the start, which would be a flood to the guard.
     return f"""
 [workers]
@@ -50,14 +52,14 @@ flood_guard = 4294967295
 [management]
 core = {CORE_MAIN}
 socket = "{directory}/evenkeel.sock"
-[[port]]
+{metrics}[[port]]
 name = "wan"
 device = "{device}"
 addresses = ["198.18.0.254/16", "2001:db8::fe/64"]
-{neighbours}
+{neighbours}{lan}
 [[service]]
 name = "bench"
 listen = ["{protocol}:{vip}:80"]
 method = "{case.method}"
 scheduler = "{case.scheduler}"
-{extra}{backends}"""
+{extra}{backends}{checked}"""

@@ -15,7 +15,7 @@ class Program:
     """A running data plane. `transmitted` says how many frames it has sent."""
 
     def __init__(self, process):
-        self.process = process
+        self.process, self.running = process, True
 
     def threads(self):
         """Nanoseconds on a CPU, by thread."""
@@ -29,10 +29,12 @@ class Program:
         return spent
 
     def pause(self):
+        self.running = False
         self.process.send_signal(signal.SIGSTOP)
 
     def resume(self):
         self.process.send_signal(signal.SIGCONT)
+        self.running = True
 
     def turn(self, seconds, warm_up=0.1):
         """One turn: the program runs for so long and is stopped again."""
@@ -79,7 +81,8 @@ class Turn:
 
 
 class Evenkeel(Program):
-    def __init__(self, configuration, directory):
+    def __init__(self, configuration, directory, surroundings=None):
+        self.surroundings = None
         path = pathlib.Path(directory) / "bench.toml"
         path.write_text(configuration)
         self.socket = f"{directory}/evenkeel.sock"
@@ -89,6 +92,19 @@ class Evenkeel(Program):
         super().__init__(subprocess.Popen(command, stdout=self.log, stderr=self.log))
         self.wait_for(lambda: self.status() is not None, 120, "did not start")
         self.started_in = time.monotonic() - begun
+        if surroundings:
+            self.surroundings = surroundings
+            surroundings.begin(self)
+
+    def end(self):
+        super().end()
+        if self.surroundings:
+            self.surroundings.end()
+
+    def surrounded(self, what):
+        """Calls the surroundings' method of this name, if there are any; evenkeel must run."""
+        if self.surroundings:
+            getattr(self.surroundings, what)()
 
     def wait_for(self, condition, seconds, what):
         deadline = time.monotonic() + seconds
