@@ -11,7 +11,6 @@ mod connections;
 mod events;
 mod import;
 mod ipvsadm;
-pub mod log;
 mod run;
 mod status;
 mod table;

@@ -2,8 +2,8 @@
 
 use clap::Args;
 
-use super::{CliError, ConfigFile, log};
-use crate::mgmt::{self, Faults};
+use super::{CliError, ConfigFile};
+use crate::mgmt::{self, Faults, log};
 
 #[derive(Debug, Args)]
 pub struct RunArgs {

@@ -96,7 +96,7 @@ impl Shard {
     #[cold]
     pub(super) fn unknown_reply<A: Address>(&self, packet: &Packet<A>) -> Verdict {
         if packet.key.destination_port < FIRST_PORT {
-            return Verdict::Pass(Pass::Local);
+            return Verdict::Pass(Pass::Check);
         }
         Verdict::Drop(DropReason::Untracked)
     }

@@ -31,6 +31,7 @@ use super::faults::Fault;
 use super::hash_tables::{Building, Progress};
 use super::hooks::Hooks;
 use super::load::Load;
+use super::log::Gaps;
 use super::net::{NetState, Output, net_ports, vips};
 use super::ports::{Change, Ports};
 use super::retired::Retired;
@@ -77,6 +78,7 @@ pub struct Appliance {
     /// What to go back to, until a snapshot of a new configuration is out.
     before: Option<Box<Config>>,
     pulse: Arc<Pulse>,
+    gaps: Gaps,
     /// A fault that was asked for, and when it is to happen.
     fault: Option<(Instant, Fault)>,
     /// Another: nothing is taken back from workers until then.
@@ -113,6 +115,7 @@ impl Appliance {
             stale: true,
             before: None,
             pulse: Arc::default(),
+            gaps: Gaps::new(Instant::now()),
             fault: None,
             rings_held: None,
             next_slow_look: Instant::now(),
@@ -205,6 +208,7 @@ impl Appliance {
                 self.desired.set_queues(self.rss.queues());
                 self.stale = true;
             }
+            self.gaps.look(now);
             self.watch(now);
             self.load.responded(self.checks.engine().measured(), now);
         }

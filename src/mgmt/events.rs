@@ -177,11 +177,23 @@ impl Happening {
     }
 
     fn log(&self) {
-        let message = &self.message;
+        let Self {
+            service,
+            backend,
+            port,
+            worker,
+            message,
+            ..
+        } = self;
+        let kind = self.kind.token();
         match self.kind.level() {
-            tracing::Level::ERROR => tracing::error!("{message}"),
-            tracing::Level::WARN => tracing::warn!("{message}"),
-            _ => tracing::info!("{message}"),
+            tracing::Level::ERROR => {
+                tracing::error!(kind, service, backend, port, worker, "{message}");
+            }
+            tracing::Level::WARN => {
+                tracing::warn!(kind, service, backend, port, worker, "{message}");
+            }
+            _ => tracing::info!(kind, service, backend, port, worker, "{message}"),
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod hash_tables;
 pub mod health;
 pub mod hooks;
 pub mod load;
+pub mod log;
 pub mod metrics;
 pub mod net;
 pub mod ports;

@@ -404,6 +404,8 @@ fn worker((index, worker): (usize, &WorkerLink)) -> WorkerStatus {
         connections: counters.table_v4.get() + counters.table_v6.get(),
         capacity: worker.capacity,
         commands_waiting: (worker.outstanding + worker.backlog.len()) as u64,
+        snapshots_sent: worker.totals.snapshots_sent,
+        snapshots_retired: worker.totals.snapshots_retired,
         passed_waiting: worker.passed.len() as u64,
         checks_waiting: worker.checks.len() as u64,
     }

@@ -12,6 +12,7 @@ mod ending;
 mod feedback;
 mod health;
 mod lab_itself;
+mod management;
 mod many;
 mod methods;
 mod presence;

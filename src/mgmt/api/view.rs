@@ -204,6 +204,11 @@ pub struct WorkerStatus {
     pub capacity: u64,
     /// Commands that it has not done yet, or whose end management has not seen yet.
     pub commands_waiting: u64,
+    /// Snapshots sent to it, and old ones that came back.
+    #[serde(default)]
+    pub snapshots_sent: u64,
+    #[serde(default)]
+    pub snapshots_retired: u64,
     /// Packets passed to management that it has not taken yet: ARP, NDP, ping, what is not balanced.
     #[serde(default)]
     pub passed_waiting: u64,

@@ -24,6 +24,7 @@ impl Appliance {
             None => self.desired.config.clone(),
         };
         self.apply(config, Instant::now());
+        self.desired.change_everything();
     }
 
     /// Fails as was asked for.

@@ -33,7 +33,8 @@ impl Desired {
         is_news
     }
 
-    pub(super) fn change_everything(&mut self) {
+    /// The next snapshot shares nothing: what has changed may have been forgotten.
+    pub fn change_everything(&mut self) {
         let services = self.places.iter().map(|named| named.id);
         self.changed.services.extend(services);
         self.changed.config = true;

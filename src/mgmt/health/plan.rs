@@ -212,7 +212,12 @@ fn route(
             };
             Route::plain(source, real)
         }
-        (Via::DataPath, Method::FullNat) => Route::plain(check(real.ip())?, real),
+        (Via::DataPath, Method::FullNat) => {
+            let mut locals = service.local_addresses.iter();
+            let local = locals.find(|a| a.is_ipv4() == real.is_ipv4());
+            let local = local.ok_or_else(|| missing(real.ip(), "local address"))?;
+            Route::full_nat(*local, real)
+        }
         (Via::DataPath, Method::Tunnel) => {
             let outer = own(backend.address)?;
             Route::tunnel(check(vip.ip())?, vip, outer, backend.address)
@@ -353,6 +358,12 @@ mod tests {
         for method in ["nat", "tunnel", "direct-routing"] {
             assert_eq!(routed(method, Via::Direct), direct);
         }
+        // As connections come: from a local address of the family.
+        let mut config = config("nat", Check::Tcp, Via::DataPath);
+        config.services[0].method = Method::FullNat;
+        config.services[0].local_addresses = vec![ip("2001:db8::7"), ip("10.9.0.7")];
+        let full_nat = Route::full_nat(ip("10.9.0.7"), socket("10.0.0.11:80"));
+        assert_eq!(only(&config).route, full_nat);
     }
 
     #[test]

@@ -11,6 +11,9 @@ use smoltcp::wire::{
     Ipv4Repr, Ipv6Packet, Ipv6Repr,
 };
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+
+use crate::lb::fullnat::FIRST_PORT;
 
 /// IANA's number for an IPv4 packet inside another (RFC 2003); IPv6 inside is 41 (RFC 2473).
 const IPV4_INSIDE: u8 = 4;
@@ -28,10 +31,29 @@ enum Delivery {
     Inside { from: IpAddr, to: IpAddr },
 }
 
+/// The local ports that probes may use of an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ports {
+    /// Of an address that is the checks' alone.
+    All,
+    /// Of one that clients' connections have too: those that they leave to the checks.
+    Spared,
+}
+
+impl Ports {
+    pub(super) fn range(self) -> RangeInclusive<u16> {
+        match self {
+            Ports::All => 10_000..=u16::MAX,
+            Ports::Spared => 1_024..=FIRST_PORT - 1,
+        }
+    }
+}
+
 /// See the module's header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
     source: IpAddr,
+    ports: Ports,
     target: SocketAddr,
     delivery: Delivery,
 }
@@ -49,6 +71,7 @@ impl Route {
     pub fn direct_routing(source: IpAddr, vip: SocketAddr, backend: IpAddr) -> Self {
         Self {
             source,
+            ports: Ports::All,
             target: vip,
             delivery: Delivery::To(backend),
         }
@@ -59,6 +82,7 @@ impl Route {
     pub fn tunnel(source: IpAddr, vip: SocketAddr, outer: IpAddr, backend: IpAddr) -> Self {
         Self {
             source,
+            ports: Ports::All,
             target: vip,
             delivery: Delivery::Inside {
                 from: outer,
@@ -67,16 +91,31 @@ impl Route {
         }
     }
 
-    /// As NAT and FullNAT deliver, from a check address (NAT: outside the backend's subnets, so
-    /// that the answer needs the route through us; FullNAT: one of the pool), and also for
-    /// checks of the backend's own address, from the port's.
+    /// As NAT delivers, from a check address outside the backend's subnets, so that the answer
+    /// needs the route through us; and for checks of the backend's own address, from the port's.
     #[must_use]
     pub fn plain(source: IpAddr, backend: SocketAddr) -> Self {
         Self {
             source,
+            ports: Ports::All,
             target: backend,
             delivery: Delivery::Plain,
         }
+    }
+
+    /// As FullNAT delivers, from one of the service's local addresses and a port of those that
+    /// connections do not use.
+    #[must_use]
+    pub fn full_nat(local: IpAddr, backend: SocketAddr) -> Self {
+        Self {
+            ports: Ports::Spared,
+            ..Self::plain(local, backend)
+        }
+    }
+
+    #[must_use]
+    pub(super) fn ports(&self) -> Ports {
+        self.ports
     }
 
     #[must_use]

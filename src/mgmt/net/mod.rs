@@ -21,11 +21,11 @@ mod testing;
 mod tests;
 
 pub use frame::Mac;
+pub(super) use limit::RateLimit;
 pub use links::{PortConfig, Prefix, Route, prefix};
 pub use wanted::{net_ports, vips};
 
 use announce::{Announcer, Conflicts, MAX_LISTED};
-use limit::RateLimit;
 use links::Links;
 use neighbour::{Context, Key, Table};
 use std::collections::BTreeSet;

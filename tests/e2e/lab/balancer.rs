@@ -7,6 +7,7 @@ use std::process::Output;
 use serde_json::{Value, json};
 
 use super::address::with_port;
+use super::api::Api;
 use super::process::{self, Running};
 use super::{Arms, FAMILIES, Family, Lab, MTU, NAMES};
 
@@ -133,9 +134,19 @@ impl Evenkeel {
 
     /// With this text as its configuration.
     pub fn start_with(lab: &Lab, text: &str) -> Evenkeel {
+        Self::start_that_may(lab, text, &[])
+    }
+
+    /// One that can be asked for faults of its management.
+    pub fn start_that_fails(lab: &Lab, workers: usize, services: &[Service]) -> Evenkeel {
+        let text = configuration(lab, workers, services);
+        Self::start_that_may(lab, &text, &["--allow-faults"])
+    }
+
+    fn start_that_may(lab: &Lab, text: &str, options: &[&str]) -> Evenkeel {
         let file = lab.folder().join("evenkeel.toml");
         fs::write(&file, text).expect("the configuration");
-        let mut process = start(lab, &file, "evenkeel.log");
+        let mut process = start_with(lab, &file, "evenkeel.log", options);
         attach(lab, &mut process, TAP, Arms::One);
         if lab.arms == Arms::Two {
             attach(lab, &mut process, SECOND_TAP, Arms::Two);
@@ -160,6 +171,11 @@ impl Evenkeel {
         process::check(lab.balancer.command(PROGRAM).args(arguments));
     }
 
+    /// Its socket, spoken to directly.
+    pub fn api(&self) -> Api {
+        Api::connect(&self.socket)
+    }
+
     /// `evenkeel status --json`.
     pub fn status(&self, lab: &Lab) -> Value {
         let socket = self.socket.to_str().expect("a path in UTF-8");
@@ -179,10 +195,14 @@ impl Drop for Evenkeel {
 }
 
 pub fn start(lab: &Lab, config: &Path, log: &str) -> Running {
+    start_with(lab, config, log, &[])
+}
+
+fn start_with(lab: &Lab, config: &Path, log: &str, options: &[&str]) -> Running {
     let config = config.to_str().expect("a path in UTF-8");
     let log = lab.folder().join(log);
-    lab.balancer
-        .start(PROGRAM, &["run", "--config", config], log)
+    let words = [&["run", "--config", config], options].concat();
+    lab.balancer.start(PROGRAM, &words, log)
 }
 
 /// `evenkeel run` that is expected to end by itself, after the words in `before` (as `setpriv`'s).

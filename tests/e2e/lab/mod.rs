@@ -20,7 +20,9 @@
 //! is killed takes its programs with it, and the next lab removes what it left.
 
 pub mod address;
+pub mod api;
 pub mod balancer;
+pub mod downloads;
 pub mod namespace;
 pub mod process;
 pub mod tool;

@@ -9,6 +9,8 @@ use super::process::{self, Running};
 /// Where nginx listens, besides port 80.
 pub const SECOND_PORT: u16 = 8080;
 const LARGE: usize = 50_000_000;
+/// Bytes a second of one answer from `/slow`, the server's own limit: the client takes all it gets.
+pub const SLOW: usize = 20_000;
 
 /// 50 MB that do not repeat, so that a lost or doubled piece shows in the checksum.
 pub fn large_file(folder: &Path) -> PathBuf {
@@ -59,6 +61,7 @@ fn configuration(name: &str, own: &str, large: &Path) -> String {
                  location = / {{ return 200 \"{name} $remote_addr $server_port\\n\"; }}
                  location = /healthz {{ return 200 \"ok\\n\"; }}
                  location = /large {{ alias {large}; }}
+                 location = /slow {{ alias {large}; limit_rate {SLOW}; }}
              }}
          }}\n"
     )

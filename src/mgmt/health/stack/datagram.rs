@@ -58,7 +58,7 @@ pub(in crate::mgmt::health) struct Datagram {
 impl Datagram {
     /// `protocol` is UDP or ping.
     pub fn open(stack: &Stack, protocol: Protocol, route: Route) -> Result<Self, NoPort> {
-        let reservation = stack.reserve(protocol, route.source())?;
+        let reservation = stack.reserve(protocol, &route)?;
         let (sender, answers) = mpsc::channel(WAITING);
         reservation.fill(Slot::Datagram(Queue {
             route,

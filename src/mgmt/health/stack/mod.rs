@@ -24,10 +24,6 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 use tokio::sync::mpsc;
 
-/// Local ports are taken in turn from here up, so that one is not used again while the other
-/// end may still remember it.
-const FIRST_PORT: u16 = 10_000;
-
 /// What a probe's packets have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Protocol {
@@ -54,7 +50,9 @@ enum Slot {
 #[derive(Default)]
 struct Slots {
     map: HashMap<Key, Slot>,
-    last_port: u16,
+    /// How many ports were taken of each kind. They are taken in turn, so that one is not used
+    /// again while the other end may still remember it.
+    taken: [usize; 2],
 }
 
 /// Totals since the start, packets.
@@ -92,7 +90,9 @@ pub struct StackCounters {
 
 /// Every local port of the check address is in use.
 #[derive(Debug, thiserror::Error)]
-#[error("all local ports of {0} are in use; give the port more check addresses")]
+#[error(
+    "all ports of {0} that checks may use are in use; check less often, or give it more addresses"
+)]
 pub(super) struct NoPort(pub IpAddr);
 
 impl Stack {
@@ -100,7 +100,7 @@ impl Stack {
     pub fn new(out: mpsc::Sender<Outgoing>, mtu: usize) -> Self {
         let random = RandomState::new();
         let slots = Slots {
-            last_port: FIRST_PORT + (random.hash_one(0) % 50_000) as u16,
+            taken: [random.hash_one(0) as usize % 50_000; 2],
             ..Slots::default()
         };
         Self {
@@ -173,14 +173,17 @@ impl Stack {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn reserve(&self, protocol: Protocol, address: IpAddr) -> Result<Reservation, NoPort> {
+    fn reserve(&self, protocol: Protocol, route: &Route) -> Result<Reservation, NoPort> {
+        let (address, ports) = (route.source(), route.ports());
+        let range = ports.range();
         let mut slots = self.slots();
-        for _ in FIRST_PORT..=u16::MAX {
-            slots.last_port = slots.last_port.checked_add(1).unwrap_or(FIRST_PORT);
+        for _ in range.clone() {
+            let taken = &mut slots.taken[ports as usize];
+            *taken = taken.wrapping_add(1);
             let key = Key {
                 protocol,
                 address,
-                port: slots.last_port,
+                port: range.start() + (*taken % range.len()) as u16,
             };
             if let std::collections::hash_map::Entry::Vacant(free) = slots.map.entry(key) {
                 free.insert(Slot::Reserved);

@@ -159,9 +159,7 @@ impl TcpStream {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let no_port = |why: NoPort| io::Error::new(io::ErrorKind::AddrInUse, why.to_string());
-        let reservation = stack
-            .reserve(Protocol::Tcp, route.source())
-            .map_err(no_port)?;
+        let reservation = stack.reserve(Protocol::Tcp, &route).map_err(no_port)?;
         let port = reservation.key.port;
         let link = Link::new(route, port, reservation.random(), stack)?;
         let link = Arc::new(Mutex::new(link));

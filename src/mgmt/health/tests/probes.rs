@@ -151,6 +151,25 @@ async fn a_lost_default_route_is_found_under_nat() {
     .await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn probes_from_a_local_address_leave_its_other_ports_to_connections() {
+    let (out, mut wire) = tokio::sync::mpsc::channel::<Outgoing>(5000);
+    let (sender, _transitions) = tokio::sync::mpsc::unbounded_channel();
+    let (engine, mut runner) = HealthEngine::new(1500, out, sender);
+    tokio::spawn(async move { runner.run().await });
+    let route = Route::full_nat(ip("10.255.0.1"), socket("10.0.0.1:80"));
+    let name = |n: usize| format!("backend-{n}");
+    let checks = (0..1500).map(|n| spec(&name(n), Probe::Tcp, route));
+    engine.apply(checks.collect());
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let mut ports = std::collections::HashSet::new();
+    while let Ok(sent) = wire.try_recv() {
+        ports.insert(u16::from_be_bytes([sent.packet[20], sent.packet[21]]));
+    }
+    assert_eq!(ports.len(), 1024, "each in its turn");
+    assert!(ports.iter().all(|port| (1024..2048).contains(port)));
+}
+
 #[tokio::test]
 async fn scripts_answer_by_exit_status() {
     let mut world = World::new();
