@@ -59,7 +59,7 @@ make_temp() {
 # What builds evenkeel, and what its tests and its demonstration run.
 BUILD_PACKAGES=(gcc libc6-dev make pkg-config clang libclang-dev libdpdk-dev)
 LAB_PACKAGES=(iproute2 iputils-ping nginx curl util-linux procps)
-TEST_PACKAGES=(dpdk-dev prometheus jq shellcheck openssl dnsmasq-base valgrind python3)
+TEST_PACKAGES=(dpdk-dev prometheus jq shellcheck openssl dnsmasq-base valgrind python3 systemd)
 
 # Installs those of the named Debian packages that are missing; asks first unless YES=yes.
 ensure_packages() {

@@ -4,12 +4,16 @@ use serde::Serialize;
 
 use super::{CliError, ConfigFile, Shared, print, print_json};
 use crate::mgmt::config::{self, FileError, Invalid};
+use crate::mgmt::start::dpdk_memory_mib;
 
 /// What `check --json` prints.
 #[derive(Serialize)]
 struct Verdict {
     file: String,
     valid: bool,
+    /// What evenkeel wants of huge pages by a valid file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    huge_pages_mib: Option<u32>,
     faults: Vec<Fault>,
 }
 
@@ -24,7 +28,13 @@ struct Fault {
 pub fn run(file: &ConfigFile, shared: &Shared) -> Result<(), CliError> {
     let name = file.config.display();
     match config::load(&file.config) {
-        Ok(_) if shared.json => print_json(&verdict(name.to_string(), None)),
+        Ok(config) if shared.json => {
+            let huge_pages_mib = Some(dpdk_memory_mib(&config));
+            print_json(&Verdict {
+                huge_pages_mib,
+                ..verdict(name.to_string(), None)
+            })
+        }
         Ok(config) => {
             let (ports, services) = (config.ports.len(), config.services.len());
             let backends: usize = config.services.iter().map(|s| s.backends.len()).sum();
@@ -52,6 +62,7 @@ fn verdict(file: String, invalid: Option<&Invalid>) -> Verdict {
     Verdict {
         file,
         valid: invalid.is_none(),
+        huge_pages_mib: None,
         faults: faults.collect(),
     }
 }

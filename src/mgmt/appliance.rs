@@ -40,7 +40,7 @@ use super::signals::Signals;
 use super::start::{Machine, has_persistence};
 use super::status::Source;
 use super::watch::Watch;
-use super::watchdog::Pulse;
+use super::watchdog::{self, Pulse};
 use super::workers::WorkerLink;
 
 use answer::Listing;
@@ -153,7 +153,7 @@ impl Appliance {
                 biased;
                 _ = signals.terminate.recv() => return,
                 _ = signals.interrupt.recv() => return,
-                _ = signals.hang_up.recv() => self.reload(file),
+                _ = signals.hang_up.recv() => watchdog::reloading(|| self.reload(file)),
                 Some(request) = requests.recv() => self.answer(request),
                 _ = look.tick() => self.look(Instant::now()),
                 event = self.checks.next() => match event {

@@ -112,7 +112,7 @@ impl Ready {
 pub fn prepare(config: &Config) -> Result<Ready, StartError> {
     let workers = config.workers.cores.len();
     let buffers = packet_buffers(config);
-    let eal = Eal::init(&eal_options(config, buffers))?;
+    let eal = Eal::init(&eal_options(config))?;
     match eal.no_huge_pages_reason() {
         None => tracing::info!("DPDK's memory is on huge pages"),
         Some(reason) => {
@@ -147,7 +147,14 @@ pub fn prepare(config: &Config) -> Result<Ready, StartError> {
     })
 }
 
-fn eal_options(config: &Config, buffers: u32) -> EalOptions {
+/// MiB of DPDK's memory, on huge pages where there are enough: packet buffers, rings, queues.
+pub fn dpdk_memory_mib(config: &Config) -> u32 {
+    let buffer = u64::from(config.workers.buffer_size) + 384;
+    let pool_mib = u64::from(packet_buffers(config)) * buffer / (1 << 20);
+    (pool_mib + 64) as u32
+}
+
+fn eal_options(config: &Config) -> EalOptions {
     let main = (0, u32::from(config.management.core));
     let workers = config.workers.cores.iter().zip(1..);
     // Two instances with different sockets may run side by side.
@@ -155,15 +162,13 @@ fn eal_options(config: &Config, buffers: u32) -> EalOptions {
     let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
     let name: Vec<char> = socket.chars().map(plain).collect();
     let tail: String = name[name.len().saturating_sub(48)..].iter().collect();
-    let buffer = u64::from(config.workers.buffer_size) + 384;
-    let pool_mib = u64::from(buffers) * buffer / (1 << 20);
     let devices = config.devices().map(|(_, device)| device.to_owned());
     EalOptions {
         lcores: std::iter::once(main)
             .chain(workers.map(|(&core, id)| (id, u32::from(core))))
             .collect(),
         file_prefix: format!("evenkeel{tail}"),
-        memory_mib: Some((pool_mib + 64) as u32),
+        memory_mib: Some(dpdk_memory_mib(config)),
         huge: Huge::Auto,
         allow_pci: devices.filter(|device| is_pci(device)).collect(),
         log_level: None,

@@ -100,7 +100,7 @@ impl Watchdog {
                     tracing::warn!("{line}");
                 }
                 if feed.is_some() && silence < STALL {
-                    tell_systemd(NotifyState::Watchdog);
+                    tell_systemd(&[NotifyState::Watchdog]);
                 }
             }
         };
@@ -158,17 +158,28 @@ impl Observer {
 
 /// Tells systemd, if it is there, that the appliance forwards.
 pub fn ready() {
-    tell_systemd(NotifyState::Ready);
+    tell_systemd(&[NotifyState::Ready]);
+}
+
+/// Does what a signal asked for, between telling systemd, if it is there, that it has begun and that
+/// it is done: `systemctl reload` waits for that.
+pub fn reloading(reload: impl FnOnce()) {
+    let begun = NotifyState::monotonic_usec_now();
+    if let Ok(now) = begun {
+        tell_systemd(&[NotifyState::Reloading, now]);
+    }
+    reload();
+    ready();
 }
 
 /// Tells systemd, if it is there, that the appliance comes to its end.
 pub fn stopping() {
-    tell_systemd(NotifyState::Stopping);
+    tell_systemd(&[NotifyState::Stopping]);
 }
 
 /// Does nothing where no `NOTIFY_SOCKET` is set.
-fn tell_systemd(state: NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
+fn tell_systemd(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
         tracing::debug!("systemd was not told: {error}");
     }
 }
@@ -209,7 +220,7 @@ mod tests {
     }
 
     /// systemd's end of the notification socket is a datagram socket whose path is in the
-    /// environment, which is the whole process's: the end-to-end tests look at that.
+    /// environment, which is the whole process's: tests/service.rs looks at that.
     #[test]
     fn the_thread_ends_with_its_value() {
         let pulse = Arc::new(Pulse::default());
