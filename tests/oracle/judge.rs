@@ -21,6 +21,8 @@ pub enum Expect {
     Answer(DropReason),
     Drop(DropReason),
     Pass,
+    /// The answer to a health check: passed on to it.
+    Check,
     /// A new flow: what becomes of its first packet depends on the backend it gets.
     New,
     /// A fragment that waits for its datagram's first one.
@@ -39,6 +41,7 @@ impl Expect {
             Expect::Answer(reason) => verdict == Verdict::Reply { port: 0, reason },
             Expect::Drop(reason) => verdict == Verdict::Drop(reason),
             Expect::Pass => verdict == Verdict::Pass(Pass::Local),
+            Expect::Check => verdict == Verdict::Pass(Pass::Check),
             Expect::Hold => matches!(verdict, Verdict::Hold(_)),
             Expect::New | Expect::Unjudged | Expect::Skip => true,
         }
@@ -368,7 +371,7 @@ impl Judge {
         match found {
             Some((key, flow)) => self.answered(sent, packet, ports, key, flow),
             // Below stand the ports of health checks.
-            None if ports.destination < 2048 => Expect::Pass,
+            None if ports.destination < 2048 => Expect::Check,
             None if self.hides(packet.source.is_ipv6(), packet.protocol) => Expect::Skip,
             None => Expect::Drop(Untracked),
         }
