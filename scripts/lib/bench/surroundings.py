@@ -98,9 +98,16 @@ feedback = {{ agent_port = {AGENT_PORT} }}
         run("ip", "netns", "add", space)
         run("ip", "link", "set", self.tap, "netns", space)
         inside = ["ip", "-n", space]
+        # DPDK gives the kernel's end of a TAP the port's own address. Whoever answers with that is
+        # no neighbour.
+        run(*inside, "link", "set", self.tap, "address", f"02:00:4d:4d:00:{self.number % 256:02x}")
         for address in self.backends:
             run(*inside, "address", "add", f"{address}/24", "dev", self.tap)
         run(*inside, "address", "add", f"{VIP}/32", "dev", "lo")
+        # The VIP is evenkeel's on the wire, as everywhere behind direct routing.
+        for setting in ("arp_ignore=1", "arp_announce=2"):
+            setting = f"net.ipv4.conf.all.{setting}"
+            run("ip", "netns", "exec", space, "sysctl", "-qw", setting)
         run("ip", "link", "add", near, "type", "veth", "peer", "name", far, "netns", space)
         run("ip", "address", "add", f"{self.link}.1/30", "dev", near)
         run(*inside, "address", "add", f"{self.link}.2/30", "dev", far)
