@@ -60,6 +60,8 @@ make_temp() {
 BUILD_PACKAGES=(gcc libc6-dev make pkg-config clang libclang-dev libdpdk-dev)
 LAB_PACKAGES=(iproute2 iputils-ping nginx curl util-linux procps)
 TEST_PACKAGES=(dpdk-dev prometheus jq shellcheck openssl dnsmasq-base valgrind python3 systemd)
+# What stands on or beside the appliance in end-to-end tests.
+E2E_PACKAGES=(openssh-server openssh-client bird2 keepalived)
 
 # Installs those of the named Debian packages that are missing; asks first unless YES=yes.
 ensure_packages() {

@@ -8,8 +8,8 @@ use clap::Args;
 use super::table::{Table, bytes, count, duration};
 use super::{CliError, Shared, client, ipvsadm, print, print_json};
 use crate::mgmt::api::{
-    BackendState, BackendStatus, PortStatus, QuorumStatus, Reason, ServiceStatus, Status, Traffic,
-    WorkerStatus,
+    BackendState, BackendStatus, KernelStatus, PortStatus, QuorumStatus, Reason, ServiceStatus,
+    Status, Traffic, WorkerStatus,
 };
 
 #[derive(Debug, Args)]
@@ -95,6 +95,7 @@ pub(super) fn render(status: &Status, columns: Columns) -> String {
     let sections = [
         services(&status.services, columns),
         ports(&status.ports),
+        kernel(&status.kernel),
         queues(&status.ports),
         workers(&status.workers),
         reasons("Dropped", &status.drops),
@@ -273,6 +274,35 @@ fn ports(ports: &[PortStatus]) -> String {
             bytes(port.tx_bytes),
             count(port.rx_missed),
             count(port.rx_errors + port.tx_errors),
+        ]);
+    }
+    if table.is_empty() {
+        String::new()
+    } else {
+        table.render()
+    }
+}
+
+/// What Linux has beside the ports, and what passed.
+fn kernel(interfaces: &[KernelStatus]) -> String {
+    let mut table = Table::new(&[
+        "Interface",
+        "Port",
+        " ToLinux",
+        " Dropped",
+        " Withheld",
+        " FromLinux",
+        " Dropped",
+    ]);
+    for interface in interfaces {
+        table.row(vec![
+            interface.interface.clone(),
+            interface.port.clone(),
+            count(interface.to_linux),
+            count(interface.to_linux_dropped),
+            count(interface.withheld),
+            count(interface.from_linux),
+            count(interface.from_linux_dropped),
         ]);
     }
     if table.is_empty() {

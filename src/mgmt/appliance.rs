@@ -30,6 +30,7 @@ use super::events::{EventKind, Events, Happening};
 use super::faults::Fault;
 use super::hash_tables::{Building, Progress};
 use super::hooks::Hooks;
+use super::kernel::Kernel;
 use super::load::Load;
 use super::log::Gaps;
 use super::net::{NetState, Output, net_ports, vips};
@@ -54,6 +55,7 @@ const SLOW_LOOK: Duration = Duration::from_millis(250);
 pub struct Appliance {
     pub desired: Desired,
     pub net: NetState,
+    kernel: Kernel,
     pub checks: Checks,
     pub load: Load,
     hooks: Hooks,
@@ -92,6 +94,7 @@ impl Appliance {
         machine: Machine,
         desired: Desired,
         net: NetState,
+        kernel: Kernel,
         checks: Checks,
         load: Load,
         current: Arc<Snapshot>,
@@ -99,6 +102,7 @@ impl Appliance {
         Self {
             desired,
             net,
+            kernel,
             checks,
             load,
             hooks: Hooks::default(),
@@ -136,6 +140,7 @@ impl Appliance {
     pub fn start_tasks(&mut self) {
         self.checks.start();
         self.load.start();
+        self.kernel.start(&self.desired.config);
     }
 
     /// Runs until a signal ends it.
@@ -195,6 +200,7 @@ impl Appliance {
             self.take_passed(worker, now, &mut out);
             self.take_checks(worker, now, &mut out);
         }
+        self.take_from_kernel();
         self.net.poll(now, &mut out);
         let is_due = now >= self.next_slow_look;
         if is_due || self.ports.is_resetting() {
@@ -242,6 +248,9 @@ impl Appliance {
         for (index, change) in self.ports.look(now, &mut self.workers) {
             if let Change::Reset { mac } = change {
                 self.desired.set_port_mac(index, mac);
+                for interface in self.desired.interfaces_of(index) {
+                    self.kernel.set_mac(interface, mac);
+                }
                 let ports = net_ports(&self.desired.config, self.desired.ports());
                 self.net.set_ports(ports, now, out);
                 self.rss.begin(index, self.ports.rss(index).as_ref(), now);
@@ -328,6 +337,7 @@ impl Appliance {
             ports: &self.ports,
             rss: &self.rss,
             net: self.net.counters(),
+            kernel: &self.kernel,
             uptime: self.started.elapsed(),
             notes: &self.notes,
             pulse: &self.pulse,

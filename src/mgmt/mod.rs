@@ -12,6 +12,7 @@ pub mod feedback;
 pub mod hash_tables;
 pub mod health;
 pub mod hooks;
+pub mod kernel;
 pub mod load;
 pub mod log;
 pub mod metrics;
@@ -40,6 +41,7 @@ use checks::Checks;
 use config::Config;
 use desired::Desired;
 pub use faults::Faults;
+use kernel::Kernel;
 use load::Load;
 use net::{NetState, Output};
 use signals::Signals;
@@ -65,6 +67,7 @@ pub enum RunError {
 pub fn start(config: &Config) -> Result<Appliance, start::StartError> {
     let ready = start::prepare(config)?;
     let facts = ready.facts(config);
+    let kernel = Kernel::new(config, &facts).map_err(start::StartError::kernel)?;
     let (now, mut out) = (Instant::now(), Output::default());
     let mut net = NetState::new(net::net_ports(config, &facts), now, &mut out);
     net.set_vips(net::vips(config), now);
@@ -79,7 +82,7 @@ pub fn start(config: &Config) -> Result<Appliance, start::StartError> {
     };
     let machine = start::launch(ready, config, &snapshot)?;
     summary(config, &machine);
-    let mut appliance = Appliance::new(machine, desired, net, checks, load, snapshot);
+    let mut appliance = Appliance::new(machine, desired, net, kernel, checks, load, snapshot);
     appliance.begin(out);
     Ok(appliance)
 }

@@ -65,6 +65,16 @@ pub enum StartError {
         queues: u16,
         workers: usize,
     },
+    #[error(
+        "cannot make the interface {name}: {error}; run as root with /dev/net/tun, and look with `ip link` whether the name is taken"
+    )]
+    Kernel { name: String, error: std::io::Error },
+}
+
+impl StartError {
+    pub fn kernel((name, error): (String, std::io::Error)) -> Self {
+        Self::Kernel { name, error }
+    }
 }
 
 /// Everything that runs, in the order in which it must come down.

@@ -14,8 +14,8 @@ use crate::port::{Link, Mempool, PortInfo, PortStats};
 
 use super::api::{
     BackendState, BackendStatus, CheckStatus, ChecksStatus, ConnectionFilter, ConnectionStatus,
-    ManagementStatus, PortStatus, QuorumStatus, Reason, ServiceStatus, Status, Traffic,
-    WorkerStatus,
+    KernelStatus, ManagementStatus, PortStatus, QuorumStatus, Reason, ServiceStatus, Status,
+    Traffic, WorkerStatus,
 };
 use super::appliance::drops;
 use super::checks::Checks;
@@ -23,6 +23,7 @@ use super::config;
 use super::desired::{Desired, SORRY};
 use super::feedback;
 use super::health::Report;
+use super::kernel::{self, Kernel};
 use super::load::Load;
 use super::net;
 use super::ports::Ports;
@@ -42,6 +43,7 @@ pub struct Source<'a> {
     pub ports: &'a Ports,
     pub rss: &'a Rss,
     pub net: net::Counters,
+    pub kernel: &'a Kernel,
     pub uptime: Duration,
     pub notes: &'a [String],
     pub pulse: &'a Pulse,
@@ -57,6 +59,7 @@ impl Source<'_> {
             generation: self.snapshot.generation,
             services: config.services.iter().map(|s| self.service(s)).collect(),
             ports: self.ports(),
+            kernel: self.kernel(),
             workers: self.workers.iter().enumerate().map(worker).collect(),
             management: self.management(),
             drops: drops(self.workers)
@@ -126,6 +129,24 @@ impl Source<'_> {
             ..port(seen)
         });
         ports.collect()
+    }
+
+    fn kernel(&self) -> Vec<KernelStatus> {
+        let ports = &self.desired.config.ports;
+        let of = |interface: &kernel::Interface| {
+            let counters = interface.counters;
+            let port = ports.get(usize::from(interface.port));
+            KernelStatus {
+                interface: interface.name.clone(),
+                port: port.map(|port| port.name.clone()).unwrap_or_default(),
+                to_linux: counters.to_linux,
+                from_linux: counters.from_linux,
+                to_linux_dropped: counters.to_linux_dropped,
+                from_linux_dropped: counters.from_linux_dropped,
+                withheld: counters.withheld,
+            }
+        };
+        self.kernel.interfaces().iter().map(of).collect()
     }
 
     fn service(&self, service: &config::Service) -> ServiceStatus {

@@ -11,6 +11,7 @@ mod downloads;
 mod ending;
 mod feedback;
 mod health;
+mod kernel;
 mod lab_itself;
 mod management;
 mod many;

@@ -14,6 +14,9 @@ pub struct Status {
     pub generation: u64,
     pub services: Vec<ServiceStatus>,
     pub ports: Vec<PortStatus>,
+    /// Linux's interfaces beside the ports.
+    #[serde(default)]
+    pub kernel: Vec<KernelStatus>,
     pub workers: Vec<WorkerStatus>,
     #[serde(default)]
     pub management: ManagementStatus,
@@ -183,6 +186,21 @@ pub struct PortStatus {
     pub tx_errors: u64,
     /// Whether its receive queues are trusted to tell a packet's owner, or why owners are computed.
     pub queues: String,
+}
+
+/// Linux's interface beside a port, and what passed it; frames.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct KernelStatus {
+    pub interface: String,
+    pub port: String,
+    pub to_linux: u64,
+    pub from_linux: u64,
+    /// Linux had no room, or its interface was down.
+    pub to_linux_dropped: u64,
+    /// No buffer was free, or the ring to the worker was full.
+    pub from_linux_dropped: u64,
+    /// Not given to Linux: they went to an address that evenkeel answers for and Linux does not have.
+    pub withheld: u64,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]

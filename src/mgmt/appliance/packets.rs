@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use super::Appliance;
 use crate::lb::parse::{Parsed, parse};
 use crate::mgmt::health::Outgoing;
-use crate::mgmt::net::Output;
-use crate::port::Mbuf;
+use crate::mgmt::net::{Fate, Output};
+use crate::mgmt::workers::WorkerLink;
 use crate::port::clock::Tsc;
+use crate::port::{Mbuf, Mempool};
 use crate::worker::{RESOLVE, interface_of};
 
 /// Frames taken from one worker at a time, so that a flood of them starves nobody else.
@@ -30,8 +31,10 @@ impl Appliance {
             let port = self.interface(&mbuf);
             if mbuf.stamp() & RESOLVE == 0 {
                 // Direct checks come from the port's own address.
-                if !self.checks.receive(mbuf.bytes(), self.received_at(&mbuf)) {
-                    self.net.receive(port, mbuf.bytes(), now, out);
+                if !self.checks.receive(mbuf.bytes(), self.received_at(&mbuf))
+                    && self.net.receive(port, mbuf.bytes(), now, out) == Fate::Shared
+                {
+                    self.share(port, &mbuf);
                 }
                 continue;
             }
@@ -40,6 +43,26 @@ impl Appliance {
             };
             self.send_to(destination, mbuf.bytes().to_vec(), now, out);
         }
+    }
+
+    /// Gives Linux what it shares with us, where it has an interface beside the port.
+    fn share(&mut self, port: u16, mbuf: &Mbuf) {
+        // A packet in pieces is longer than a port's MTU lets Linux expect.
+        if mbuf.segments() == 1 {
+            let Self { kernel, net, .. } = self;
+            kernel.give(port, mbuf.bytes(), |address| net.is_ours(port, address));
+        }
+    }
+
+    /// Sends what Linux sends by its interfaces.
+    pub(super) fn take_from_kernel(&mut self) {
+        let Self {
+            kernel,
+            pool,
+            workers,
+            ..
+        } = self;
+        kernel.take(|port, frame| inject(pool, &mut workers[0], port, frame));
     }
 
     /// Sends a frame whose addresses are still to be written to the next hop toward
@@ -101,13 +124,7 @@ impl Appliance {
 
     /// Hands a frame to a worker to send; lost, as on a full wire, when nothing is free.
     pub(super) fn send(&mut self, port: u16, frame: &[u8]) {
-        let Some(mut mbuf) = self.pool.alloc() else {
-            return;
-        };
-        if mbuf.fill(frame) {
-            mbuf.set_stamp(u64::from(port));
-            let _ = self.workers[0].inject.push(mbuf);
-        }
+        inject(&self.pool, &mut self.workers[0], port, frame);
     }
 
     /// The index of the port or VLAN that a packet came in on.
@@ -115,6 +132,15 @@ impl Appliance {
         let of_port = || self.ports.index_of(mbuf.port()).unwrap_or(0) as u16;
         interface_of(mbuf).map_or_else(of_port, u16::from)
     }
+}
+
+/// Hands a frame to a worker to send; false where no buffer is free, or its ring is full.
+fn inject(pool: &Mempool, worker: &mut WorkerLink, port: u16, frame: &[u8]) -> bool {
+    let Some(mut mbuf) = pool.alloc() else {
+        return false;
+    };
+    mbuf.set_stamp(u64::from(port));
+    mbuf.fill(frame) && worker.inject.push(mbuf).is_ok()
 }
 
 /// Where a rewritten packet is going.

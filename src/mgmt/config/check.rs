@@ -21,6 +21,7 @@ const SMALLEST_PACKET_POOL: u64 = 64 << 20;
 pub(super) fn check(draft: &Draft, sink: &Sink<'_>) {
     check_workers(draft, sink);
     check_ports(draft, sink);
+    check_interfaces(draft, sink);
     check_service_names(draft, sink);
     check_listens(draft, sink);
     let claims = Claims::of(draft);
@@ -137,6 +138,29 @@ fn check_ports(draft: &Draft, sink: &Sink<'_>) {
             }
         }
         check_next_hops(port, spans, sink);
+    }
+}
+
+/// Linux has one interface of a name, and the devices of some ports are interfaces too.
+fn check_interfaces(draft: &Draft, sink: &Sink<'_>) {
+    let mut names = Seen::new();
+    for (port, spans) in draft.config.ports.iter().zip(&draft.spans.ports) {
+        let Some(name) = &port.kernel_interface else {
+            continue;
+        };
+        if let Some(first) = names.before(name, spans.kernel_interface) {
+            let (name, line) = (name.clone(), sink.line(first));
+            let error = ConfigError::DuplicateInterface { name, line };
+            sink.push(spans.kernel_interface, error);
+        }
+        let is_it = |(_, device): (&Port, &str)| {
+            let mut arguments = device.split(',').skip(1);
+            arguments.any(|one| one.strip_prefix("iface=") == Some(name))
+        };
+        if draft.config.devices().any(is_it) {
+            let error = ConfigError::InterfaceIsDevice(name.clone());
+            sink.push(spans.kernel_interface, error);
+        }
     }
 }
 

@@ -88,6 +88,12 @@ pub enum ConfigError {
         parent: String,
         line: usize,
     },
+    #[error("the interface \"{name}\" is already on line {line}; give it another name")]
+    DuplicateInterface { name: String, line: usize },
+    #[error(
+        "the interface \"{0}\" is the device of a port itself; give it another name, such as \"ek-wan\""
+    )]
+    InterfaceIsDevice(String),
     #[error("there are {0} ports and VLANs; at most 255 are possible")]
     TooManyPorts(usize),
     #[error("{listen} is already listened on, on line {line}; remove one of them")]

@@ -37,6 +37,7 @@ pub(super) struct PortSpans {
     pub gateways: Vec<Span>,
     pub routes: Vec<Span>,
     pub neighbours: Vec<Span>,
+    pub kernel_interface: Span,
 }
 
 #[derive(Default)]
@@ -239,9 +240,7 @@ fn read_port(mut r: Reader<'_>) -> Option<(Port, PortSpans)> {
         .integer("mtu", 576..=9600)
         .map_or(Port::DEFAULT_MTU, |at| at.value);
     let rss = r.choice("rss", Rss::NAMES);
-    let kernel_interface = r
-        .parsed("kernel_interface", parse_interface)
-        .map(|at| at.value);
+    let kernel_interface = r.parsed("kernel_interface", parse_interface);
     let rx = r.integer("rx_descriptors", 32..=32_768);
     let tx = r.integer("tx_descriptors", 32..=32_768);
     r.finish();
@@ -254,6 +253,7 @@ fn read_port(mut r: Reader<'_>) -> Option<(Port, PortSpans)> {
         gateways: gateway_spans,
         routes: route_spans,
         neighbours: neighbour_spans,
+        kernel_interface: span_or(&kernel_interface, name.span),
     };
     let port = Port {
         name: name.value,
@@ -265,7 +265,7 @@ fn read_port(mut r: Reader<'_>) -> Option<(Port, PortSpans)> {
         neighbours,
         mtu,
         rss: rss.map_or(Rss::Auto, |at| at.value),
-        kernel_interface,
+        kernel_interface: kernel_interface.map(|at| at.value),
         rx_descriptors: rx.map_or(Port::DEFAULT_DESCRIPTORS, |at| at.value),
         tx_descriptors: tx.map_or(Port::DEFAULT_DESCRIPTORS, |at| at.value),
     };

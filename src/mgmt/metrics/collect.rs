@@ -5,7 +5,7 @@ use prometheus_client::registry::Unit;
 
 use super::family::{Families, Family, Labels, Value};
 use crate::lb::counters::{Counter, DropReason, WorkerCounters};
-use crate::mgmt::api::{BackendState, BackendStatus, PortStatus, Status};
+use crate::mgmt::api::{BackendState, BackendStatus, KernelStatus, PortStatus, Status};
 use crate::mgmt::status::Source;
 use crate::mgmt::workers::WorkerLink;
 use crate::port::clock::Tsc;
@@ -16,6 +16,7 @@ pub fn collect(source: &Source<'_>) -> Families {
     let mut all = program(&status);
     all.extend(backends(&status));
     all.extend(ports(&status.ports, resets));
+    all.extend(kernel(&status.kernel));
     all.extend(workers(source.workers));
     Families(all)
 }
@@ -170,6 +171,48 @@ fn ports(ports: &[PortStatus], resets: Vec<u64>) -> Vec<Family> {
                 .zip(resets)
                 .map(|(port, resets)| (labels(port), Value::Count(resets))),
         ),
+    ]
+}
+
+fn kernel(interfaces: &[KernelStatus]) -> Vec<Family> {
+    type Part = (&'static str, fn(&KernelStatus) -> u64);
+    let split = |parts: [Part; 2]| {
+        interfaces.iter().flat_map(move |interface| {
+            parts.map(|(direction, read)| {
+                let labels: Labels = vec![
+                    ("port", interface.port.clone()),
+                    ("direction", direction.to_owned()),
+                ];
+                (labels, Value::Count(read(interface)))
+            })
+        })
+    };
+    let withheld = interfaces.iter().map(|interface| {
+        let labels: Labels = vec![("port", interface.port.clone())];
+        (labels, Value::Count(interface.withheld))
+    });
+    vec![
+        Family::counter(
+            "kernel_packets",
+            "Frames that passed the Linux interface beside the port",
+        )
+        .samples(split([
+            ("to_linux", |i| i.to_linux),
+            ("from_linux", |i| i.from_linux),
+        ])),
+        Family::counter(
+            "kernel_dropped_packets",
+            "Frames that found no room on their way to Linux or from it",
+        )
+        .samples(split([
+            ("to_linux", |i| i.to_linux_dropped),
+            ("from_linux", |i| i.from_linux_dropped),
+        ])),
+        Family::counter(
+            "kernel_withheld_packets",
+            "Frames to addresses that evenkeel answers for and Linux does not have",
+        )
+        .samples(withheld),
     ]
 }
 

@@ -205,6 +205,12 @@ impl NetState {
         self.table.version()
     }
 
+    /// Whether we answer for this address on this port.
+    #[must_use]
+    pub fn is_ours(&self, port: u16, address: IpAddr) -> bool {
+        self.links.get(port).is_some_and(|link| link.owns(address))
+    }
+
     /// Announces all our addresses again, for instance when this instance takes over.
     pub fn announce(&mut self, now: Instant) {
         let all = self.announced();

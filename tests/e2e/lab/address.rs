@@ -105,6 +105,11 @@ impl Arms {
         format!("{}{zero}/{}", self.prefix(family), family.length())
     }
 
+    /// The address there that ends in these decimal digits.
+    pub fn address(self, family: Family, last: usize) -> String {
+        format!("{}{last}", self.prefix(family))
+    }
+
     /// The router's address on that switch.
     pub fn router(self, family: Family) -> String {
         format!("{}1", self.prefix(family))

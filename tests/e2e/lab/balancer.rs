@@ -15,8 +15,8 @@ use super::{Arms, FAMILIES, Family, Lab, MTU, NAMES};
 pub const TAP: &str = "ek0";
 const SECOND_TAP: &str = "ek1";
 /// The MAC address of any port's kernel end; its link is a bridge's and needs no other.
-const KERNEL_END: &str = "02:00:00:00:00:fe";
-const PROGRAM: &str = env!("CARGO_BIN_EXE_evenkeel");
+pub const KERNEL_END: &str = "02:00:00:00:00:fe";
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_evenkeel");
 
 /// One `[[service]]` over all three backends, on the VIP of its method.
 #[derive(Clone)]

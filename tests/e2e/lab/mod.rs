@@ -21,6 +21,7 @@
 
 pub mod address;
 pub mod api;
+pub mod appliance;
 pub mod balancer;
 pub mod downloads;
 pub mod namespace;
@@ -115,6 +116,12 @@ impl Lab {
             net.ip(&format!("link set {port} mtu {MTU} master {switch} up"));
             connect_backend(backend, self.arms, index);
         }
+    }
+
+    /// What its namespaces' names begin with.
+    pub fn name(&self) -> &str {
+        let name = self.folder.file_name().and_then(|name| name.to_str());
+        name.expect("a name in UTF-8")
     }
 
     pub fn folder(&self) -> &Path {

@@ -187,7 +187,18 @@ fn value_cases() -> Vec<Case> {
             PORT.replace("\"wan\"", "§\"wan side\""),
             "port.name = \"wan side\" is not a name; use up to 63 letters, digits, '-', '_', '.' or ':'",
         ),
-        whole(
+        now(
+            format!("{PORT}kernel_interface = \"ek-wan\"\n{VLAN}kernel_interface = §\"ek-wan\"\n"),
+            "the interface \"ek-wan\" is already on line 5; give it another name",
+        ),
+        now(
+            format!(
+                "{}kernel_interface = §\"ek0\"\n",
+                PORT.replace("net_null0", "net_tap0,iface=ek0")
+            ),
+            "the interface \"ek0\" is the device of a port itself; give it another name, such as \"ek-wan\"",
+        ),
+        now(
             format!("{PORT}kernel_interface = §\"a-name-of-sixteen\"\n"),
             "port.kernel_interface = \"a-name-of-sixteen\" is not an interface name; use 1 to 15 letters, digits, '-', '_' or '.'",
         ),
