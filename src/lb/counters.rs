@@ -168,6 +168,9 @@ pub struct WorkerCounters {
     /// address and backend group).
     pub local_ports: Counter,
     pub local_ports_all: Counter,
+    /// Gauge: how full the fullest of the worker's pools of local ports is, in thousandths. The sums
+    /// above do not tell: a service can use the pools of its own addresses and backends alone.
+    pub local_ports_fullest: Counter,
     /// Local ports taken from a connection that was over, or before their hold was, because no
     /// other was left.
     pub holds_cut_short: Counter,
@@ -217,6 +220,7 @@ impl WorkerCounters {
             evicted: Counter::default(),
             local_ports: Counter::default(),
             local_ports_all: Counter::default(),
+            local_ports_fullest: Counter::default(),
             holds_cut_short: Counter::default(),
             held: Counter::default(),
             guard_up: Counter::default(),

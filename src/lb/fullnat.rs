@@ -2,6 +2,7 @@
 //! local address and port that it comes to, without a hash table; the whole connection is compared,
 //! so a forged packet finds nothing. Which local ports are free is [`ports`]' business.
 
+mod port_sets;
 pub mod ports;
 
 use super::conn::{Conn, flag};

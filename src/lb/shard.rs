@@ -682,6 +682,7 @@ impl Shard {
         counters.table_v4.set(self.tables.v4.len() as u64);
         counters.table_v6.set(self.tables.v6.len() as u64);
         counters.local_ports.set(ports.usage().0);
+        counters.local_ports_fullest.set(ports.survey());
     }
 }
 

@@ -15,6 +15,7 @@ use super::super::flow::Address;
 use super::super::maglev::mix;
 use super::super::owner::{Ownership, end_hash, local_port};
 use super::super::table::Slot;
+use super::port_sets::PortSets;
 use crate::arch::{Region, prefetch};
 
 /// Local ports that connections use. Those below are for health checks through a local address.
@@ -83,54 +84,6 @@ impl Lease {
     }
 }
 
-/// A set of ports in each pool.
-struct PortSets {
-    words: Region<u64>,
-    /// Words of a pool.
-    each: usize,
-}
-
-impl PortSets {
-    fn new(pools: usize, ports: usize) -> std::io::Result<Self> {
-        let each = ports.div_ceil(64);
-        let words = Region::zeroed((pools * each).max(1))?;
-        Ok(Self { words, each })
-    }
-
-    /// Puts in all of every pool's ports.
-    fn fill(&mut self, pools: usize, ports: usize) {
-        for pool in 0..pools {
-            for word in 0..self.each {
-                let bits = (ports - word * 64).min(64) as u32;
-                self.words[pool * self.each + word] = u64::MAX >> (64 - bits);
-            }
-        }
-    }
-
-    fn insert(&mut self, pool: usize, index: u16) {
-        self.words[pool * self.each + usize::from(index) / 64] |= 1 << (index % 64);
-    }
-
-    fn remove(&mut self, pool: usize, index: u16) {
-        self.words[pool * self.each + usize::from(index) / 64] &= !(1 << (index % 64));
-    }
-
-    /// The first at or behind `from`, in a circle.
-    fn next(&self, pool: usize, from: u32) -> Option<u16> {
-        let words = &self.words[pool * self.each..][..self.each];
-        let (first, bit) = (from as usize / 64 % self.each, from % 64);
-        let found = |word: usize, bits: u64| (word * 64) as u16 + bits.trailing_zeros() as u16;
-        let rest = words[first] & u64::MAX << bit;
-        if rest != 0 {
-            return Some(found(first, rest));
-        }
-        // In the end the first again, for the bits below.
-        let others = (first + 1..self.each).chain(0..=first);
-        let mut others = others.filter(|&word| words[word] != 0);
-        others.next().map(|word| found(word, words[word]))
-    }
-}
-
 pub struct LocalPorts {
     cells: Region<u32>,
     free: PortSets,
@@ -151,7 +104,20 @@ pub struct LocalPorts {
     /// Indexes of a pool.
     ports: usize,
     used: u64,
+    survey: Survey,
 }
+
+/// A look at all pools, a few at a time.
+#[derive(Clone, Copy, Debug, Default)]
+struct Survey {
+    next: usize,
+    /// How full the fullest was that this turn has come by, and of all in the turn before.
+    rising: u64,
+    last: u64,
+}
+
+/// Pools that are looked at at a time.
+const SURVEYED: usize = 64;
 
 /// Another worker's entry of the RETA.
 const NONE: u16 = u16::MAX;
@@ -199,6 +165,7 @@ impl LocalPorts {
             reta_bits: reta.ilog2(),
             ports,
             used: 0,
+            survey: Survey::default(),
         })
     }
 
@@ -224,8 +191,24 @@ impl LocalPorts {
         u64::from(used) * 1000 / self.ports.saturating_sub(unusable).max(1) as u64
     }
 
-    pub fn pools(&self) -> usize {
-        self.pools.len()
+    /// Looks at the next few pools. Returns how full the fullest of all is, in thousandths, as it was
+    /// when they were looked at last.
+    pub fn survey(&mut self) -> u64 {
+        let from = self.survey.next;
+        let to = (from + SURVEYED).min(self.pools.len());
+        let fullest = self.fullest(from..to).max(self.survey.rising);
+        self.survey = match to == self.pools.len() {
+            true => Survey {
+                last: fullest,
+                ..Survey::default()
+            },
+            false => Survey {
+                next: to,
+                rising: fullest,
+                ..self.survey
+            },
+        };
+        fullest.max(self.survey.last)
     }
 
     /// The group of a backend's endpoint.

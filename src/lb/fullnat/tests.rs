@@ -44,7 +44,15 @@ fn the_port_of_a_hash_is_the_one_with_that_hash() {
 #[test]
 fn the_workers_share_all_ports_by_who_gets_the_replies() {
     let v6 = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
-    for (reta, workers) in [(1, 1), (128, 1), (128, 4), (128, 3), (512, 7), (64, 64)] {
+    for (reta, workers) in [
+        (1, 1),
+        (128, 1),
+        (128, 4),
+        (128, 3),
+        (512, 7),
+        (64, 64),
+        (128, 128),
+    ] {
         let ownership = ownership(reta, workers);
         let (mut v4_ports, mut v6_ports) = (HashSet::new(), HashSet::new());
         for worker in 0..workers {
@@ -63,6 +71,24 @@ fn the_workers_share_all_ports_by_who_gets_the_replies() {
         let all = 65536 - usize::from(FIRST_PORT);
         assert_eq!((v4_ports.len(), v6_ports.len()), (all, all));
     }
+}
+
+/// Of many pools a few are looked at at a time: the fullest is found all the same, and forgotten when
+/// it is empty.
+#[test]
+fn the_fullest_pool_is_found_wherever_it_is() {
+    let mut ports = LocalPorts::new(3, 256, ownership(128, 128), 5).expect("memory");
+    let turn = |ports: &mut LocalPorts| (0..12).map(|_| ports.survey()).last();
+    assert_eq!(turn(&mut ports), Some(0));
+    let lease = |ports: &mut LocalPorts| ports.take(2, 200, LOCAL, 100).expect("a port");
+    let leases: Vec<_> = (0..248).map(|_| lease(&mut ports)).collect();
+    assert_eq!(turn(&mut ports), Some(500), "248 of 496");
+    assert_eq!(turn(&mut ports), Some(500));
+    for lease in leases {
+        ports.give_back(lease);
+    }
+    turn(&mut ports);
+    assert_eq!(turn(&mut ports), Some(0));
 }
 
 #[test]

@@ -317,6 +317,13 @@ fn workers(workers: &[WorkerLink]) -> Vec<Family> {
         )
         .samples(count(|c| &c.local_ports_all)),
         Family::gauge(
+            "worker_local_ports_fullest_ratio",
+            "Share of the local ports in use where FullNAT has fewest left",
+        )
+        .samples(each(|w| {
+            Value::Number(w.counters.local_ports_fullest.get() as f64 / 1000.0)
+        })),
+        Family::gauge(
             "worker_commands_waiting",
             "Commands that the worker has not done yet",
         )

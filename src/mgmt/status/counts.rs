@@ -114,6 +114,13 @@ const WORKERS: &[Count<WorkerCounters>] = &[
     ),
 ];
 
+/// Of these the largest of any worker is told.
+const FULLEST: &[Count<WorkerCounters>] = &[count(
+    "local_ports_percent",
+    "Percent of the local ports in use where FullNAT has fewest left: at 100 it refuses connections.",
+    |c| c.local_ports_fullest.get().div_ceil(10),
+)];
+
 const MANAGEMENT: &[Count<net::Counters>] = &[
     count(
         "answered",
@@ -148,10 +155,23 @@ const MANAGEMENT: &[Count<net::Counters>] = &[
 ];
 
 fn sum(counts: &[Count<WorkerCounters>], workers: &[WorkerLink]) -> Vec<Reason> {
-    let total = |count: &Count<WorkerCounters>| {
+    told(counts, |count| {
         let of = workers.iter().map(|worker| (count.read)(&worker.counters));
         of.sum::<u64>()
-    };
+    })
+}
+
+fn largest(counts: &[Count<WorkerCounters>], workers: &[WorkerLink]) -> Vec<Reason> {
+    told(counts, |count| {
+        let of = workers.iter().map(|worker| (count.read)(&worker.counters));
+        of.max().unwrap_or(0)
+    })
+}
+
+fn told(
+    counts: &[Count<WorkerCounters>],
+    total: impl Fn(&Count<WorkerCounters>) -> u64,
+) -> Vec<Reason> {
     let all = counts.iter().map(|count| reason(count, total(count)));
     all.filter(|reason| reason.count > 0).collect()
 }
@@ -180,6 +200,7 @@ pub(super) fn others(workers: &[WorkerLink], net: net::Counters) -> Vec<Reason> 
     let of_management = of_management.filter(|reason| reason.count > 0);
     sum(WORKERS, workers)
         .into_iter()
+        .chain(largest(FULLEST, workers))
         .chain(of_management)
         .collect()
 }
@@ -207,7 +228,11 @@ mod tests {
         let management = MANAGEMENT.iter().map(|count| count.token);
         assert_eq!(documented("Passed on"), tokens(PASSED));
         assert_eq!(documented("Handed over"), tokens(HANDED_OVER));
-        let others: Vec<_> = tokens(WORKERS).into_iter().chain(management).collect();
+        let others: Vec<_> = tokens(WORKERS)
+            .into_iter()
+            .chain(tokens(FULLEST))
+            .chain(management)
+            .collect();
         assert_eq!(documented("Other counts"), others);
         let reasons: Vec<_> = DropReason::ALL.iter().map(|r| r.token()).collect();
         let page = include_str!("../../../docs/drop-reasons.md");
