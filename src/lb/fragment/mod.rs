@@ -17,7 +17,7 @@ use super::parse::{Packet, Parsed, Transport, read_u16, transport};
 use super::persistence::ASK;
 use super::shard::{Shard, Tracked, Way, to_backend};
 use super::snapshot::Snapshot;
-use super::{Arrival, Now, Outbox, Pass, Verdict};
+use super::{Arrival, Now, Outbox, Pass, Verdict, mtu};
 use keep::{Datagram, Known};
 use recipe::{Action, Recipe};
 
@@ -314,16 +314,30 @@ impl Shard {
                 source,
                 destination,
             } => {
-                let port = link.and_then(|l| snapshot.ports.get(usize::from(l.port)));
-                if port.is_some_and(|port| piece.length > port.mtu) {
+                let l3 = usize::from(piece.l3);
+                let view = link.and_then(|l| snapshot.ports.get(usize::from(l.port)));
+                let narrow = view.map(|v| v.mtu).filter(|&mtu| piece.length > mtu);
+                if narrow.is_some() && !mtu::may_be_cut::<A>(&frame.bytes()[l3..]) {
+                    // Errors are about first fragments alone.
                     return Verdict::Drop(DropReason::TooBig);
                 }
-                let l3 = usize::from(piece.l3);
                 let done = recipe::rewrite::<A, _>(frame, l3, link.as_ref(), source, destination);
-                match (done, link) {
-                    (Err(reason), _) => return Verdict::Drop(reason),
-                    (Ok(()), Some(link)) => Verdict::Transmit(link.port),
-                    (Ok(()), None) => Verdict::Pass(Pass::Resolve),
+                if let Err(reason) = done {
+                    return Verdict::Drop(reason);
+                }
+                let send = |outbox: &mut O, part| {
+                    if let Some(link) = link {
+                        outbox.send(link.port, part);
+                    }
+                };
+                if let Some(mtu) = narrow
+                    && let Err(reason) = mtu::cut(frame, l3, mtu, outbox, send)
+                {
+                    return Verdict::Drop(reason);
+                }
+                match link {
+                    Some(link) => Verdict::Transmit(link.port),
+                    None => Verdict::Pass(Pass::Resolve),
                 }
             }
             Action::Pass => return Verdict::Pass(Pass::Local),
