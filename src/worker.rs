@@ -258,8 +258,13 @@ impl Worker {
             counters,
         };
         let frames = batch.as_mut_slice();
-        self.shard
+        let port = self
+            .shard
             .process(&self.snapshot, now, arrival, frames, verdicts, &mut way_out);
+        if let Some(port) = port.and_then(|port| way_out.ports.get_mut(usize::from(port))) {
+            port.tx.send_all(batch);
+            return;
+        }
         for (mut mbuf, verdict) in batch.drain().zip(&*verdicts) {
             match *verdict {
                 Verdict::Transmit(port) => way_out.transmit(port, mbuf),

@@ -1,7 +1,7 @@
 //! A tracked connection and its TCP state machine.
 //! Pure; owned by the worker whose table holds it. Byte order: ports and addresses host order.
 
-use super::flow::Address;
+use super::flow::{Address, protocol};
 use super::parse::tcp;
 use super::snapshot::BackendId;
 
@@ -177,10 +177,12 @@ pub mod flag {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct Conn<A: Address> {
+    /// The ends in the order of a client's packet.
     pub client: A,
     pub vip: A,
-    pub client_port: u16,
+    /// Behind each other as a packet's ports are, once those are read as one number.
     pub vip_port: u16,
+    pub client_port: u16,
     pub backend: BackendId,
     /// Second (see [`super::Now`]) in which the last packet was seen.
     pub last_seen: u32,
@@ -210,6 +212,26 @@ impl<A: Address> Conn<A> {
     #[inline(always)]
     pub fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
+    }
+
+    /// Protocol and state as one number, to compare with [`settling`].
+    #[inline(always)]
+    pub fn progress(&self) -> u16 {
+        u16::from_le_bytes([self.protocol, self.state as u8])
+    }
+}
+
+/// The [`Conn::progress`] of a connection in which a TCP or UDP packet with these flags changes
+/// nothing but the time stamp, if the connection is not embryonic; no connection's where there is
+/// none.
+#[inline(always)]
+pub fn settling(number: u8, tcp_flags: u8) -> u16 {
+    match number {
+        protocol::UDP => u16::from_le_bytes([protocol::UDP, State::Udp as u8]),
+        _ if tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0 => {
+            u16::from_le_bytes([protocol::TCP, State::Established as u8])
+        }
+        _ => u16::MAX,
     }
 }
 

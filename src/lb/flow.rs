@@ -26,6 +26,10 @@ pub trait Address: Copy + Eq + Hash + Ord + Debug + Send + Sync + Into<IpAddr> +
     /// Where source and destination stand in the IP header.
     const SOURCE_AT: usize;
     const DESTINATION_AT: usize;
+    /// Where the number of the next protocol stands there.
+    const PROTOCOL_AT: usize;
+    /// Whether the addresses at the start of `bytes` are these two, in this order.
+    fn are_at(bytes: &[u8], first: Self, second: Self) -> bool;
     /// The address in network byte order at the start of `bytes`.
     fn read(bytes: &[u8]) -> Self;
     /// Writes the address, in network byte order, to the start of `bytes`.
@@ -43,7 +47,17 @@ impl Address for Ipv4Addr {
     type Pad = [u8; 0];
     const SOURCE_AT: usize = 12;
     const DESTINATION_AT: usize = 16;
+    const PROTOCOL_AT: usize = 9;
     const UNSPECIFIED: Self = Ipv4Addr::UNSPECIFIED;
+
+    #[inline(always)]
+    fn are_at(bytes: &[u8], first: Self, second: Self) -> bool {
+        // As one word, which is one comparison where the two lie side by side.
+        let word = |address: Self| u64::from(u32::from_le_bytes(address.octets()));
+        let mut both = [0; 8];
+        both.copy_from_slice(&bytes[..8]);
+        u64::from_le_bytes(both) == word(first) | word(second) << 32
+    }
 
     fn from_ip(any: IpAddr) -> Option<Self> {
         match any {
@@ -79,7 +93,13 @@ impl Address for Ipv6Addr {
     type Pad = [u8; 8];
     const SOURCE_AT: usize = 8;
     const DESTINATION_AT: usize = 24;
+    const PROTOCOL_AT: usize = 6;
     const UNSPECIFIED: Self = Ipv6Addr::UNSPECIFIED;
+
+    #[inline(always)]
+    fn are_at(bytes: &[u8], first: Self, second: Self) -> bool {
+        Self::read(bytes) == first && Self::read(&bytes[16..]) == second
+    }
 
     fn from_ip(any: IpAddr) -> Option<Self> {
         match any {

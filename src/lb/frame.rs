@@ -60,10 +60,12 @@ impl MemoryFrame {
 }
 
 impl Frame for MemoryFrame {
+    #[inline(always)]
     fn bytes(&self) -> &[u8] {
         &self.buffer[self.start..]
     }
 
+    #[inline(always)]
     fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.buffer[self.start..]
     }

@@ -2,8 +2,9 @@
 //! owns its flow and where the flow's entry should be; with the cache asked for what the next pass
 //! needs. Pure; runs on workers for every packet.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::conn::settling;
 use super::counters::DropReason;
 use super::flow::{Address, FlowKey, endpoint_hash};
 use super::frame::Frame;
@@ -17,10 +18,14 @@ use super::{Arrival, MAX_BURST};
 
 /// What a frame holds, as far as the third pass needs to know.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// A TCP or UDP packet with its headers where nearly every packet has them ([`Packet::plain`]).
+pub enum Kind {
+    /// A TCP or UDP packet with its headers where nearly every packet has them ([`Packet::plain`]),
+    /// from a client.
     V4,
     V6,
+    /// The same from a backend.
+    ReplyV4,
+    ReplyV6,
     /// A TCP or UDP packet with options, extension headers or a VLAN tag.
     OddV4,
     OddV6,
@@ -50,8 +55,8 @@ pub(super) struct Look {
     /// Where the entry probably is.
     pub slot: Slot,
     pub length: u16,
-    pub protocol: u8,
-    pub tcp_flags: u8,
+    /// The [`settling`] of the packet.
+    pub settling: u16,
     pub kind: Kind,
     pub meets: Meets,
 }
@@ -64,8 +69,7 @@ pub(super) fn looks() -> Looks {
         hash: 0,
         slot: Slot::NONE,
         length: 0,
-        protocol: 0,
-        tcp_flags: 0,
+        settling: u16::MAX,
         kind: Kind::Unusual,
         meets: Meets::Request,
     };
@@ -76,9 +80,10 @@ pub(super) fn looks() -> Looks {
 pub(super) struct Burst<'s> {
     pub snapshot: &'s Snapshot,
     pub arrival: Arrival,
-    /// The MAC address of the port that they came in on; `None` where whoever handed them over
-    /// has judged it.
-    station: Option<[u8; 6]>,
+    /// The MAC address of the port that they came in on, and the bits of it that count: none
+    /// where whoever handed them over has judged it. As a frame's first eight bytes.
+    station: u64,
+    station_mask: u64,
     /// The port that they came in on, where owners are computed.
     pub port: Option<usize>,
     /// What its queues say about owners.
@@ -107,7 +112,8 @@ impl<'s> Burst<'s> {
         Self {
             snapshot,
             arrival,
-            station: port.map(|port| port.mac),
+            station: port.map_or(0, |port| station(port.mac)),
+            station_mask: port.map_or(0, |_| station([0xff; 6])),
             port: computed,
             queues,
             requests_alone: !snapshot.two_way && (computed.is_none() || is_proven),
@@ -118,10 +124,19 @@ impl<'s> Burst<'s> {
 
     #[inline(always)]
     fn is_for_us(&self, frame: &[u8]) -> bool {
-        match (self.station, frame.first_chunk::<6>()) {
-            (Some(mac), Some(to)) => *to == mac,
-            _ => true,
-        }
+        let first = match (frame.first_chunk::<8>(), frame.first_chunk::<6>()) {
+            (Some(first), _) => u64::from_le_bytes(*first),
+            (None, Some(to)) => station(*to),
+            // Too short for anything, whoever it is for.
+            (None, None) => return true,
+        };
+        (first ^ self.station) & self.station_mask == 0
+    }
+
+    /// Whether a frame is long enough, in one piece and for us.
+    #[inline(always)]
+    fn may_be_plain<F: Frame>(&self, frame: &F, bytes: &[u8]) -> bool {
+        bytes.len() >= ETHERNET + 28 && frame.is_contiguous() && self.is_for_us(bytes)
     }
 
     /// Parses a frame as the balancer means it: whole TCP and UDP packets only where they are for
@@ -142,12 +157,72 @@ impl<'s> Burst<'s> {
     }
 }
 
+/// A destination as a frame's first eight bytes, the two behind it zero.
+#[inline(always)]
+fn station([a, b, c, d, e, f]: [u8; 6]) -> u64 {
+    u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
+}
+
 impl Shard {
-    /// First pass over a frame: is it plain, its hash, and a request for the bucket.
+    /// First pass: what each frame is, and a request for its bucket.
     #[inline(always)]
-    pub(super) fn look<F: Frame>(&self, burst: &Burst, frame: &F, look: &mut Look) {
+    pub(super) fn first_pass<F: Frame>(&self, burst: &Burst, frames: &[F], looks: &mut [Look]) {
+        let (mut at, count) = (0, frames.len());
+        while at < count {
+            if burst.requests_alone {
+                at += self.aim_run::<Ipv4Addr, F>(burst, &frames[at..], &mut looks[at..]);
+                at += self.aim_run::<Ipv6Addr, F>(burst, &frames[at..], &mut looks[at..]);
+            }
+            if let Some(frame) = frames.get(at) {
+                self.look(burst, frame, &mut looks[at]);
+                at += 1;
+            }
+        }
+    }
+
+    /// Where all plain packets are requests of this worker's: those of a family from the first
+    /// frame on, up to the first that is anything else. Returns how many.
+    #[inline(never)]
+    fn aim_run<A: Tracked, F: Frame>(
+        &self,
+        burst: &Burst,
+        frames: &[F],
+        looks: &mut [Look],
+    ) -> usize {
+        let (table, seed) = (A::table(&self.tables), self.seed);
+        let mut done = 0;
+        for (frame, look) in frames.iter().zip(looks) {
+            let bytes = frame.bytes();
+            if !burst.may_be_plain(frame, bytes) {
+                break;
+            }
+            let Some(packet) = A::find_plain(bytes, frame.ip_checksum_verified()) else {
+                break;
+            };
+            let key = packet.key;
+            look.hash = endpoint_hash(&seed, key.protocol, key.source, key.source_port);
+            look.slot = table.prefetch_bucket(look.hash);
+            look.length = packet.length;
+            look.settling = settling(key.protocol, packet.tcp_flags);
+            (look.kind, look.meets) = (A::REQUEST, Meets::Request);
+            done += 1;
+        }
+        done
+    }
+
+    /// Second pass.
+    #[inline(never)]
+    pub(super) fn second_pass(&self, looks: &mut [Look]) {
+        for look in looks {
+            self.reach(look);
+        }
+    }
+
+    /// First pass over any frame.
+    #[inline(never)]
+    fn look<F: Frame>(&self, burst: &Burst, frame: &F, look: &mut Look) {
         let bytes = frame.bytes();
-        if frame.is_contiguous() && burst.is_for_us(bytes) {
+        if burst.may_be_plain(frame, bytes) {
             if let Some(packet) = Packet::find_plain_v4(bytes, frame.ip_checksum_verified()) {
                 return self.aim(burst, &packet, Kind::V4, look);
             }
@@ -174,8 +249,7 @@ impl Shard {
         let key = packet.key;
         look.kind = kind;
         look.length = packet.length;
-        look.protocol = key.protocol;
-        look.tcp_flags = packet.tcp_flags;
+        look.settling = settling(key.protocol, packet.tcp_flags);
         let requests_alone = match kind {
             Kind::V4 | Kind::V6 => burst.requests_alone,
             _ => burst.odd_requests_alone,
@@ -212,6 +286,11 @@ impl Shard {
         let (hash, meets) = self.meets(side, key);
         look.hash = hash;
         look.meets = meets;
+        look.kind = match look.kind {
+            Kind::V4 if meets != Meets::Request => Kind::ReplyV4,
+            Kind::V6 if meets != Meets::Request => Kind::ReplyV6,
+            kind => kind,
+        };
         match meets {
             Meets::Request | Meets::Reply => {
                 look.slot = A::table(&self.tables).prefetch_bucket(hash);
@@ -223,24 +302,36 @@ impl Shard {
 
     /// Second pass over a frame: a request for the entry.
     #[inline(always)]
-    pub(super) fn reach(&self, look: &mut Look) {
-        if look.meets == Meets::LocalReply {
-            return self.reach_local(look);
-        }
+    fn reach(&self, look: &mut Look) {
         match look.kind {
-            Kind::V4 | Kind::OddV4 => self.tables.v4.prefetch_entry(&mut look.slot, look.hash),
-            Kind::V6 | Kind::OddV6 => self.tables.v6.prefetch_entry(&mut look.slot, look.hash),
-            Kind::Elsewhere | Kind::Unusual => {}
+            Kind::V4 => self.tables.v4.prefetch_entry(&mut look.slot, look.hash),
+            Kind::V6 => self.tables.v6.prefetch_entry(&mut look.slot, look.hash),
+            _ => self.reach_other(look),
         }
     }
 
     #[inline(never)]
+    fn reach_other(&self, look: &mut Look) {
+        if look.meets == Meets::LocalReply {
+            return self.reach_local(look);
+        }
+        match look.kind {
+            Kind::V4 | Kind::ReplyV4 | Kind::OddV4 => {
+                self.tables.v4.prefetch_entry(&mut look.slot, look.hash);
+            }
+            Kind::V6 | Kind::ReplyV6 | Kind::OddV6 => {
+                self.tables.v6.prefetch_entry(&mut look.slot, look.hash);
+            }
+            Kind::Elsewhere | Kind::Unusual => {}
+        }
+    }
+
     fn reach_local(&self, look: &mut Look) {
         let slot = self.local_ports.slot(look.hash as usize);
         look.slot = slot.unwrap_or(Slot::NONE);
         match look.kind {
-            Kind::V4 | Kind::OddV4 => self.tables.v4.prefetch_slot(look.slot),
-            Kind::V6 | Kind::OddV6 => self.tables.v6.prefetch_slot(look.slot),
+            Kind::V4 | Kind::ReplyV4 | Kind::OddV4 => self.tables.v4.prefetch_slot(look.slot),
+            Kind::V6 | Kind::ReplyV6 | Kind::OddV6 => self.tables.v6.prefetch_slot(look.slot),
             Kind::Elsewhere | Kind::Unusual => {}
         }
     }

@@ -86,12 +86,22 @@ pub fn parse(frame: &[u8], checksum_verified: bool) -> Parsed {
 /// Plain packets, which are nearly all: TCP or UDP, sound, whole, without options or extension
 /// headers and without a VLAN tag, so that every offset is a constant.
 impl<A: Address> Packet<A> {
-    const PLAIN_L4: usize = ETHERNET + A::HEADER;
+    pub const PLAIN_L4: usize = ETHERNET + A::HEADER;
 
-    /// The plain packet in a frame that holds one: its addresses and ports, with what else is
-    /// known of it. `None` only where the frame is too short to hold any.
+    /// The plain packet in a frame in which one of this length was found. `None` only where the
+    /// frame is too short to hold any.
     #[inline(always)]
-    pub fn plain(frame: &[u8], protocol: u8, length: u16, tcp_flags: u8) -> Option<Self> {
+    pub fn plain(frame: &[u8], length: u16) -> Option<Self> {
+        let protocol = *frame.get(ETHERNET + A::PROTOCOL_AT)?;
+        let tcp_flags = match protocol {
+            protocol::TCP => *frame.get(Self::PLAIN_L4 + 13)?,
+            _ => 0,
+        };
+        Self::with(frame, protocol, length, tcp_flags)
+    }
+
+    #[inline(always)]
+    fn with(frame: &[u8], protocol: u8, length: u16, tcp_flags: u8) -> Option<Self> {
         let head = frame.get(..Self::PLAIN_L4 + 4)?;
         Some(Self {
             key: FlowKey {
@@ -108,37 +118,106 @@ impl<A: Address> Packet<A> {
         })
     }
 
-    /// TCP's flags, or 0 for UDP, of a plain packet that ends at `end`; `None` where its header is
-    /// cut short or is neither's.
     #[inline(always)]
-    fn plain_flags(frame: &[u8], protocol: u8, end: usize) -> Option<u8> {
-        match protocol {
-            protocol::UDP if end >= Self::PLAIN_L4 + 8 => Some(0),
-            protocol::TCP if end >= Self::PLAIN_L4 + 20 => frame.get(Self::PLAIN_L4 + 13).copied(),
-            _ => None,
+    fn udp(frame: &[u8], length: usize) -> Option<Self> {
+        if length < A::HEADER + 8 || ETHERNET + length > frame.len() {
+            return None;
         }
+        Self::with(frame, protocol::UDP, u16::try_from(length).ok()?, 0)
+    }
+
+    #[inline(always)]
+    fn tcp(frame: &[u8], length: usize) -> Option<Self> {
+        if length < A::HEADER + 20 || ETHERNET + length > frame.len() {
+            return None;
+        }
+        let flags = *frame.get(Self::PLAIN_L4 + 13)?;
+        Self::with(frame, protocol::TCP, u16::try_from(length).ok()?, flags)
     }
 }
+
+/// A frame's begin: as much as the shortest plain packet has.
+type Head = [u8; ETHERNET + 28];
+
+/// From the ethertype on, as two words: which bits are the same in all plain packets of a protocol,
+/// and what they are.
+struct Fixed {
+    mask: (u64, u32),
+    bits: (u64, u32),
+}
+
+impl Fixed {
+    const fn new(mask: [u8; 12], bits: [u8; 12]) -> Self {
+        Self {
+            mask: words(mask),
+            bits: words(bits),
+        }
+    }
+
+    #[inline(always)]
+    fn matches(&self, (first, second): (u64, u32)) -> bool {
+        let first = (first ^ self.bits.0) & self.mask.0;
+        first | u64::from((second ^ self.bits.1) & self.mask.1) == 0
+    }
+}
+
+const fn words([a, b, c, d, e, f, g, h, i, j, k, l]: [u8; 12]) -> (u64, u32) {
+    let first = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+    (first, u32::from_le_bytes([i, j, k, l]))
+}
+
+/// Eight and four bytes of a frame's head at an offset, which is one load each.
+#[inline(always)]
+fn word(head: &Head, at: usize) -> u64 {
+    let bytes = head[at..].first_chunk().copied();
+    u64::from_le_bytes(bytes.unwrap_or_default())
+}
+
+#[inline(always)]
+fn half_word(head: &Head, at: usize) -> u32 {
+    let bytes = head[at..].first_chunk().copied();
+    u32::from_le_bytes(bytes.unwrap_or_default())
+}
+
+const fn fixed_v4(protocol: u8) -> Fixed {
+    // Ethertype, version with header length, neither offset nor more fragments, protocol.
+    Fixed::new(
+        [0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 0x3f, 0xff, 0, 0xff],
+        [0x08, 0x00, 0x45, 0, 0, 0, 0, 0, 0, 0, 0, protocol],
+    )
+}
+
+const fn fixed_v6(protocol: u8) -> Fixed {
+    // Ethertype, version, next header.
+    Fixed::new(
+        [0xff, 0xff, 0xf0, 0, 0, 0, 0, 0, 0xff, 0, 0, 0],
+        [0x86, 0xdd, 0x60, 0, 0, 0, 0, 0, protocol, 0, 0, 0],
+    )
+}
+
+const UDP_V4: Fixed = fixed_v4(protocol::UDP);
+const TCP_V4: Fixed = fixed_v4(protocol::TCP);
+const UDP_V6: Fixed = fixed_v6(protocol::UDP);
+const TCP_V6: Fixed = fixed_v6(protocol::TCP);
 
 impl Packet<Ipv4Addr> {
     /// The plain IPv4 packet in a frame. `None` says nothing about a frame: ask [`parse`], which
     /// always agrees with what is found here.
     #[inline(always)]
     pub fn find_plain_v4(frame: &[u8], checksum_verified: bool) -> Option<Self> {
-        let head = frame.first_chunk::<{ ETHERNET + 28 }>()?;
-        let length = read_u16(head, 16);
-        let end = ETHERNET + usize::from(length);
-        let fragment = head[20] & 0x3f | head[21];
-        let is_plain = read_u16(head, 12) == ETHERTYPE_IPV4 && head[14] == 0x45 && fragment == 0;
-        if !is_plain || end > frame.len() {
-            return None;
-        }
-        let protocol = head[23];
-        let tcp_flags = Self::plain_flags(frame, protocol, end)?;
+        let head = frame.first_chunk()?;
+        let words = (word(head, 12), half_word(head, 20));
+        let length = usize::from(read_u16(head, 16));
         if !checksum_verified && !has_sound_checksum(head) {
             return None;
         }
-        Self::plain(frame, protocol, length, tcp_flags)
+        if UDP_V4.matches(words) {
+            return Self::udp(frame, length);
+        }
+        match TCP_V4.matches(words) {
+            true => Self::tcp(frame, length),
+            false => None,
+        }
     }
 }
 
@@ -146,29 +225,32 @@ impl Packet<Ipv6Addr> {
     /// The plain IPv6 packet in a frame; `None` as for IPv4.
     #[inline(always)]
     pub fn find_plain_v6(frame: &[u8]) -> Option<Self> {
-        let head = frame.first_chunk::<{ ETHERNET + 48 }>()?;
-        let length = 40 + usize::from(read_u16(head, 18));
-        let end = ETHERNET + length;
-        let is_plain = read_u16(head, 12) == ETHERTYPE_IPV6 && head[14] >> 4 == 6;
-        if !is_plain || end > frame.len() {
-            return None;
+        let head = frame.first_chunk()?;
+        let words = (word(head, 12), half_word(head, 20));
+        let length = Ipv6Addr::HEADER + usize::from(read_u16(head, 18));
+        if UDP_V6.matches(words) {
+            return Self::udp(frame, length);
         }
-        let protocol = head[20];
-        let tcp_flags = Self::plain_flags(frame, protocol, end)?;
-        Self::plain(frame, protocol, u16::try_from(length).ok()?, tcp_flags)
+        match TCP_V6.matches(words) {
+            true => Self::tcp(frame, length),
+            false => None,
+        }
     }
 }
 
-/// Verifies the checksum of an IPv4 header without options behind an Ethernet header. The one's
-/// complement sum is a sum modulo 2^16 - 1 that does not depend on the byte order (RFC 1071 2 B),
-/// and that of a sound header is zero.
+/// Verifies the checksum of an IPv4 header without options behind an Ethernet header, which says
+/// that it is one. The one's complement sum is a sum modulo 2^16 - 1 that does not depend on the byte
+/// order (RFC 1071 2 B), and that of a sound header is zero.
 #[inline(always)]
-fn has_sound_checksum(head: &[u8; ETHERNET + 28]) -> bool {
-    let word = |at: usize| {
-        let [a, b, c, d] = [head[at], head[at + 1], head[at + 2], head[at + 3]];
-        u64::from(u32::from_ne_bytes([a, b, c, d]))
-    };
-    (word(14) + word(18) + word(22) + word(26) + word(30)) % 0xffff == 0
+fn has_sound_checksum(head: &Head) -> bool {
+    // Three words hold it, beside the ethertype, and the third has two bytes of the second.
+    const ETHERTYPE: u64 = u16::from_le_bytes(ETHERTYPE_IPV4.to_be_bytes()) as u64;
+    let rest = word(head, 26) >> 16;
+    let (sum, carry) = word(head, 12).overflowing_add(word(head, 20));
+    let (sum, more) = sum.overflowing_add(rest + (0xffff - ETHERTYPE) + u64::from(carry));
+    let sum = sum + u64::from(more);
+    let sum = (sum >> 32) + (sum & 0xffff_ffff);
+    sum.is_multiple_of(0xffff)
 }
 
 fn parse_tagged(frame: &[u8], checksum_verified: bool) -> Parsed {

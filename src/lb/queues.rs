@@ -161,7 +161,7 @@ impl Shard {
     #[cold]
     #[inline(never)]
     pub(super) fn audit<A: Address>(&self, burst: &Burst, frame: &[u8], look: &Look) {
-        let plain = Packet::<A>::plain(frame, look.protocol, look.length, look.tcp_flags);
+        let plain = Packet::<A>::plain(frame, look.length);
         let (Some(packet), Some(queues)) = (plain, burst.queues) else {
             return;
         };

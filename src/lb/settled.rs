@@ -2,75 +2,291 @@
 //! the time stamp. All else is left as it was, and goes through [`super::shard`] step by step.
 //! Runs on workers; whatever is added here is paid for by every packet (`scripts/instructions`).
 
-use super::Now;
-use super::Verdict;
 use super::answers::rewrite_for_client;
 use super::conn::{Conn, State, flag};
+use super::counters::BackendCounters;
 use super::flow::{Address, FlowKey};
-use super::forward::write_macs;
+use super::forward::{direct, write_macs};
 use super::frame::Frame;
 use super::fullnat::{is_local_reply, local_end};
-use super::look::{Look, Meets};
+use super::look::{Kind, Look, Meets};
 use super::parse::{ETHERNET, Packet, tcp};
-use super::shard::{Shard, Tracked, Way, is_reply, is_request, to_backend};
-use super::snapshot::{BackendState, Snapshot};
+use super::route::Link;
+use super::shard::{Shard, Tracked, Way, is_reply, rewrite};
+use super::snapshot::{Backend, BackendState, ForwardMethod, Snapshot};
+use super::table::ConnTable;
+use super::{Now, Verdict};
+
+/// The ports that packets of a burst leave by, as far as they are transmitted.
+#[derive(Clone, Copy)]
+pub(super) struct Exits {
+    all: u8,
+    any: u8,
+}
+
+impl Exits {
+    pub const NONE: Self = Self {
+        all: u8::MAX,
+        any: 0,
+    };
+
+    pub fn note(&mut self, verdict: Verdict) {
+        match verdict {
+            Verdict::Transmit(port) => self.add(port),
+            // Not transmitted: no port is the only one any more.
+            _ => (self.all, self.any) = (0, u8::MAX),
+        }
+    }
+
+    #[inline(always)]
+    fn add(&mut self, port: u8) {
+        self.all &= port;
+        self.any |= port;
+    }
+
+    /// The port, where it is one for all.
+    #[inline(always)]
+    pub fn only(self) -> Option<u8> {
+        (self.all == self.any).then_some(self.any)
+    }
+}
+
+/// A burst in its third pass: what is left of it begins at `at`.
+pub(super) struct Rest<'b, F> {
+    pub at: usize,
+    pub frames: &'b mut [F],
+    pub looks: &'b [Look],
+    pub verdicts: &'b mut [Verdict],
+}
+
+/// What the packets of a run have in common, and the shard's parts that they need: apart from the
+/// rest of it they stay in registers.
+struct Run<'s, A: Address> {
+    table: &'s mut ConnTable<A>,
+    backends: &'s [BackendCounters],
+    snapshot: &'s Snapshot,
+    second: u32,
+}
+
+/// Why a packet is not for a run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    /// It may be settled, and its backend has another method.
+    Method,
+    /// It is not settled.
+    Unsettled,
+}
 
 impl Shard {
-    /// Forwards a plain packet of a settled flow, and returns the port to send it out of. `None`
-    /// for all others, whose frames may have lost their padding and nothing else.
+    /// Forwards settled requests of a family from the first frame on, up to the first that is
+    /// anything else, and returns how many. That one may have lost its padding and nothing else.
     #[inline(always)]
     pub(super) fn forward_settled<A: Tracked, F: Frame>(
         &mut self,
         snapshot: &Snapshot,
         now: Now,
-        frame: &mut F,
-        look: &Look,
-    ) -> Option<u8> {
-        let Look {
-            protocol,
-            length,
-            tcp_flags,
-            ..
-        } = *look;
-        let packet = Packet::<A>::plain(frame.bytes(), protocol, length, tcp_flags)?;
-        let conn = A::table_mut(&mut self.tables).live(look.slot)?;
-        let is_its = match look.meets == Meets::Request {
-            true => is_request(conn, &packet.key),
-            false => is_its_reply(snapshot, conn, &packet.key, look.meets),
-        };
-        if !is_its || !is_settled(conn, tcp_flags) || conn.is_expired(now.second) {
-            return None;
-        }
-        let backend = snapshot.backend(conn.backend)?;
-        if backend.state == BackendState::Removed {
-            return None;
-        }
-        if conn.last_seen != now.second {
-            conn.last_seen = now.second;
-        }
-        frame.truncate(ETHERNET + usize::from(length));
-        if look.meets == Meets::Request {
+        rest: &mut Rest<F>,
+        exits: &mut Exits,
+    ) {
+        // A burst's packets mostly have one method: each has a loop of its own.
+        while self.forward_directly::<A, F>(snapshot, now, rest, exits) == Stop::Method
+            && self.forward_rewritten::<A, F>(snapshot, now, rest, exits) == Stop::Method
+        {}
+    }
+
+    /// Those by direct routing.
+    #[inline(never)]
+    fn forward_directly<A: Tracked, F: Frame>(
+        &mut self,
+        snapshot: &Snapshot,
+        now: Now,
+        rest: &mut Rest<F>,
+        exits: &mut Exits,
+    ) -> Stop {
+        let mut run = self.run::<A>(snapshot, now);
+        rest.run(A::REQUEST, exits, |frame, look| {
+            let (_, backend, link) = run.request(frame.bytes(), look).ok_or(Stop::Unsettled)?;
+            if backend.method != ForwardMethod::DirectRouting {
+                return Err(Stop::Method);
+            }
+            // A packet that lives too short is refused before anything is written.
+            direct::forward_plain::<A>(frame.bytes_mut(), link).map_err(|_| Stop::Unsettled)?;
+            frame.truncate(ETHERNET + usize::from(look.length));
+            run.count_in(backend, look);
+            Ok(link.port)
+        })
+    }
+
+    /// Those by any other method.
+    #[inline(never)]
+    fn forward_rewritten<A: Tracked, F: Frame>(
+        &mut self,
+        snapshot: &Snapshot,
+        now: Now,
+        rest: &mut Rest<F>,
+        exits: &mut Exits,
+    ) -> Stop {
+        let mut run = self.run::<A>(snapshot, now);
+        rest.run(A::REQUEST, exits, |frame, look| {
+            let (conn, backend, link) = run.request(frame.bytes(), look).ok_or(Stop::Unsettled)?;
+            if backend.method == ForwardMethod::DirectRouting {
+                return Err(Stop::Method);
+            }
             let way = Way {
                 backend,
                 hash: look.hash,
                 local: local_end(snapshot, conn),
             };
-            // A packet that lives too short or is too long is refused before anything is written.
-            let Verdict::Transmit(port) = to_backend(frame, &packet, &way) else {
-                return None;
-            };
-            self.count_in(backend, &packet);
-            return Some(port);
+            frame.truncate(ETHERNET + usize::from(look.length));
+            let packet = Packet::<A>::plain(frame.bytes(), look.length).ok_or(Stop::Unsettled)?;
+            // A packet that lives too short is refused before anything is written.
+            rewrite(frame, &packet, &way, link).map_err(|_| Stop::Unsettled)?;
+            run.count_in(backend, look);
+            Ok(link.port)
+        })
+    }
+
+    /// Sends backends' settled replies of a family to their clients, likewise.
+    #[inline(never)]
+    pub(super) fn return_settled<A: Tracked, F: Frame>(
+        &mut self,
+        snapshot: &Snapshot,
+        now: Now,
+        rest: &mut Rest<F>,
+        exits: &mut Exits,
+    ) {
+        let smallest_mtu = self.smallest_mtu;
+        let mut run = self.run::<A>(snapshot, now);
+        rest.run(A::REPLY, exits, |frame, look| {
+            let reply = run.reply(frame, look, smallest_mtu);
+            reply.ok_or(Stop::Unsettled)
+        });
+    }
+
+    #[inline(always)]
+    fn run<'s, A: Tracked>(&'s mut self, snapshot: &'s Snapshot, now: Now) -> Run<'s, A> {
+        Run {
+            table: A::table_mut(&mut self.tables),
+            backends: &self.counters.backends,
+            snapshot,
+            second: now.second,
         }
-        let link = snapshot.routes.link(conn.client.into())?;
-        if length > self.smallest_mtu {
+    }
+}
+
+impl<F: Frame> Rest<'_, F> {
+    /// Does `step` with each packet of a kind, up to the first that is of another or for which it
+    /// has no port; all before that are transmitted.
+    #[inline(always)]
+    fn run(
+        &mut self,
+        kind: Kind,
+        exits: &mut Exits,
+        mut step: impl FnMut(&mut F, &Look) -> Result<u8, Stop>,
+    ) -> Stop {
+        let mut seen = *exits;
+        let mut stop = Stop::Unsettled;
+        let mut at = self.at;
+        let frames = self.frames[at..].iter_mut().zip(&self.looks[at..]);
+        for ((frame, look), verdict) in frames.zip(&mut self.verdicts[at..]) {
+            if look.kind != kind {
+                break;
+            }
+            match step(frame, look) {
+                Ok(port) => {
+                    *verdict = Verdict::Transmit(port);
+                    seen.add(port);
+                    at += 1;
+                }
+                Err(reason) => {
+                    stop = reason;
+                    break;
+                }
+            }
+        }
+        *exits = seen;
+        self.at = at;
+        stop
+    }
+}
+
+impl<'s, A: Address> Run<'s, A> {
+    /// The connection of a client's packet, and where it goes, where both are settled and the
+    /// packet fits. The time stamp is set.
+    #[inline(always)]
+    fn request(&mut self, frame: &[u8], look: &Look) -> Option<(&Conn<A>, &'s Backend, &'s Link)> {
+        let head = frame.get(..Packet::<A>::PLAIN_L4 + 4)?;
+        let conn = self.table.try_get_mut(look.slot)?;
+        if !is_from_client(head, conn)
+            || conn.progress() != look.settling
+            || conn.has(flag::EMBRYONIC)
+        {
+            return None;
+        }
+        let silence = self.second.wrapping_sub(conn.last_seen);
+        if silence != 0 {
+            if silence > u32::from(conn.timeout) {
+                return None;
+            }
+            conn.last_seen = self.second;
+        }
+        let backend = self.snapshot.backend(conn.backend)?;
+        let link = backend.link.as_ref()?;
+        if backend.state == BackendState::Removed || look.length > backend.mtu {
+            return None;
+        }
+        Some((conn, backend, link))
+    }
+
+    #[inline(always)]
+    fn count_in(&self, backend: &Backend, look: &Look) {
+        if let Some(counters) = self.backends.get(backend.id.0 as usize) {
+            counters.in_packets.add(1);
+            counters.in_bytes.add(u64::from(look.length));
+        }
+    }
+
+    /// A backend's packet, on its way to a client.
+    #[inline(always)]
+    fn reply<F: Frame>(&mut self, frame: &mut F, look: &Look, smallest_mtu: u16) -> Option<u8> {
+        let packet = Packet::<A>::plain(frame.bytes(), look.length)?;
+        let conn = self.table.try_get_mut(look.slot)?;
+        if !is_its_reply(self.snapshot, conn, &packet.key, look.meets)
+            || !is_settled(conn, packet.tcp_flags)
+            || conn.is_expired(self.second)
+        {
+            return None;
+        }
+        let backend = self.snapshot.backend(conn.backend)?;
+        if backend.state == BackendState::Removed {
+            return None;
+        }
+        if conn.last_seen != self.second {
+            conn.last_seen = self.second;
+        }
+        frame.truncate(ETHERNET + usize::from(look.length));
+        let link = self.snapshot.routes.link(conn.client.into())?;
+        if look.length > smallest_mtu {
             return None;
         }
         rewrite_for_client(frame.bytes_mut(), &packet, conn).ok()?;
         write_macs(frame.bytes_mut(), &link);
-        self.count_out(backend.id, length);
+        if let Some(counters) = self.backends.get(conn.backend.0 as usize) {
+            counters.out_packets.add(1);
+            counters.out_bytes.add(u64::from(look.length));
+        }
         Some(link.port)
     }
+}
+
+/// Whether a plain packet comes from the connection's client and goes to its service; the protocol
+/// is not looked at.
+#[inline(always)]
+fn is_from_client<A: Address>(head: &[u8], conn: &Conn<A>) -> bool {
+    let l4 = Packet::<A>::PLAIN_L4;
+    let ports = [head[l4], head[l4 + 1], head[l4 + 2], head[l4 + 3]];
+    A::are_at(&head[ETHERNET + A::SOURCE_AT..], conn.client, conn.vip)
+        && u32::from_be_bytes(ports) == u32::from(conn.client_port) << 16 | u32::from(conn.vip_port)
 }
 
 #[inline(always)]
@@ -95,3 +311,6 @@ pub(super) fn is_settled<A: Address>(conn: &Conn<A>, tcp_flags: u8) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,8 +23,9 @@ use super::look::{Burst, Kind, Look, Looks, Meets, looks};
 use super::owner::Ownership;
 use super::parse::{Packet, Parsed, tcp};
 use super::persistence::Templates;
+use super::route::Link;
 use super::schedule::{Place, SchedulerState};
-use super::settled::is_settled;
+use super::settled::{Exits, Rest, is_settled};
 use super::snapshot::{Backend, BackendId, BackendState, ForwardMethod, Snapshot};
 use super::table::{ConnTable, Slot};
 use super::{Arrival, MAX_BURST, Now, Outbox, Pass, Verdict, mtu};
@@ -47,11 +48,23 @@ pub struct Tables {
 
 /// The table that holds a family's connections.
 pub trait Tracked: Address {
+    /// What plain packets of the family are.
+    const REQUEST: Kind;
+    const REPLY: Kind;
+    /// The plain packet in a frame; `None` says nothing about it.
+    fn find_plain(frame: &[u8], checksum_verified: bool) -> Option<Packet<Self>>;
     fn table(tables: &Tables) -> &ConnTable<Self>;
     fn table_mut(tables: &mut Tables) -> &mut ConnTable<Self>;
 }
 
 impl Tracked for Ipv4Addr {
+    const REQUEST: Kind = Kind::V4;
+    const REPLY: Kind = Kind::ReplyV4;
+
+    #[inline(always)]
+    fn find_plain(frame: &[u8], checksum_verified: bool) -> Option<Packet<Self>> {
+        Packet::find_plain_v4(frame, checksum_verified)
+    }
     #[inline(always)]
     fn table(tables: &Tables) -> &ConnTable<Self> {
         &tables.v4
@@ -63,6 +76,13 @@ impl Tracked for Ipv4Addr {
 }
 
 impl Tracked for Ipv6Addr {
+    const REQUEST: Kind = Kind::V6;
+    const REPLY: Kind = Kind::ReplyV6;
+
+    #[inline(always)]
+    fn find_plain(frame: &[u8], _: bool) -> Option<Packet<Self>> {
+        Packet::find_plain_v6(frame)
+    }
     #[inline(always)]
     fn table(tables: &Tables) -> &ConnTable<Self> {
         &tables.v6
@@ -150,7 +170,8 @@ impl Shard {
     }
 
     /// Decides about up to [`MAX_BURST`] frames that arrived together, and rewrites those that go
-    /// on. `verdicts[i]` is frame i's; what else is to be sent goes to `outbox`.
+    /// on. `verdicts[i]` is frame i's; what else is to be sent goes to `outbox`. Returns the port
+    /// where all of them are to be transmitted by one, as they nearly always are.
     pub fn process<O: Outbox>(
         &mut self,
         snapshot: &Snapshot,
@@ -159,37 +180,72 @@ impl Shard {
         frames: &mut [O::Frame],
         verdicts: &mut [Verdict; MAX_BURST],
         outbox: &mut O,
-    ) {
+    ) -> Option<u8> {
         self.arrival = arrival;
         self.smallest_mtu = snapshot.ports.iter().map(|p| p.mtu).min().unwrap_or(0);
         let burst = Burst::new(snapshot, arrival);
         // Out of `self` while its methods are called; no memory moves.
         let mut looks = std::mem::take(&mut self.looks);
-        for (look, frame) in looks.iter_mut().zip(&*frames) {
-            self.look(&burst, frame, look);
-        }
+        self.first_pass(&burst, frames, &mut looks);
         if burst.queues.is_some() && self.is_audit_due() {
             match (looks[0].kind, frames.first()) {
-                (Kind::V4, Some(frame)) => self.audit::<Ipv4Addr>(&burst, frame.bytes(), &looks[0]),
-                (Kind::V6, Some(frame)) => self.audit::<Ipv6Addr>(&burst, frame.bytes(), &looks[0]),
+                (Kind::V4 | Kind::ReplyV4, Some(frame)) => {
+                    self.audit::<Ipv4Addr>(&burst, frame.bytes(), &looks[0])
+                }
+                (Kind::V6 | Kind::ReplyV6, Some(frame)) => {
+                    self.audit::<Ipv6Addr>(&burst, frame.bytes(), &looks[0])
+                }
                 _ => {}
             }
         }
-        for (look, _) in looks.iter_mut().zip(&*frames) {
-            self.reach(look);
-        }
-        for ((look, frame), verdict) in looks.iter().zip(frames).zip(verdicts) {
-            let sent = match look.kind {
-                Kind::V4 => self.forward_settled::<Ipv4Addr, _>(snapshot, now, frame, look),
-                Kind::V6 => self.forward_settled::<Ipv6Addr, _>(snapshot, now, frame, look),
-                _ => None,
-            };
-            *verdict = match sent {
-                Some(port) => Verdict::Transmit(port),
-                None => self.look_up(&burst, now, frame, look, outbox),
-            };
-        }
+        self.second_pass(&mut looks[..frames.len()]);
+        let exits = self.third_pass(&burst, now, frames, &looks, verdicts, outbox);
         self.looks = looks;
+        exits.only()
+    }
+
+    /// Third pass: runs of settled packets, and between them whatever else there is.
+    #[inline(always)]
+    fn third_pass<O: Outbox>(
+        &mut self,
+        burst: &Burst,
+        now: Now,
+        frames: &mut [O::Frame],
+        looks: &[Look],
+        verdicts: &mut [Verdict; MAX_BURST],
+        outbox: &mut O,
+    ) -> Exits {
+        let (snapshot, count, mut exits) = (burst.snapshot, frames.len(), Exits::NONE);
+        let mut rest = Rest {
+            at: 0,
+            frames,
+            looks: &looks[..count],
+            verdicts,
+        };
+        while rest.at < count {
+            let kind = looks[rest.at].kind;
+            let exits = &mut exits;
+            match kind {
+                Kind::V4 => self.forward_settled::<Ipv4Addr, _>(snapshot, now, &mut rest, exits),
+                Kind::V6 => self.forward_settled::<Ipv6Addr, _>(snapshot, now, &mut rest, exits),
+                Kind::ReplyV4 => {
+                    self.return_settled::<Ipv4Addr, _>(snapshot, now, &mut rest, exits)
+                }
+                Kind::ReplyV6 => {
+                    self.return_settled::<Ipv6Addr, _>(snapshot, now, &mut rest, exits)
+                }
+                _ => {}
+            }
+            // A packet of another kind may be settled; one of the same is not.
+            let at = rest.at;
+            if at < count && looks[at].kind == kind {
+                let verdict = self.look_up(burst, now, &mut rest.frames[at], &looks[at], outbox);
+                rest.verdicts[at] = verdict;
+                exits.note(verdict);
+                rest.at += 1;
+            }
+        }
+        exits
     }
 
     /// Third pass over whatever [`Shard::forward_settled`] did not forward.
@@ -203,8 +259,12 @@ impl Shard {
         outbox: &mut O,
     ) -> Verdict {
         match look.kind {
-            Kind::V4 => self.plain::<Ipv4Addr, O>(burst.snapshot, now, frame, look, outbox),
-            Kind::V6 => self.plain::<Ipv6Addr, O>(burst.snapshot, now, frame, look, outbox),
+            Kind::V4 | Kind::ReplyV4 => {
+                self.plain::<Ipv4Addr, O>(burst.snapshot, now, frame, look, outbox)
+            }
+            Kind::V6 | Kind::ReplyV6 => {
+                self.plain::<Ipv6Addr, O>(burst.snapshot, now, frame, look, outbox)
+            }
             Kind::Elsewhere => Verdict::HandOff(look.hash as u8),
             Kind::OddV4 | Kind::OddV6 | Kind::Unusual => {
                 self.unusual(burst, now, frame, look, outbox)
@@ -220,8 +280,7 @@ impl Shard {
         look: &Look,
         outbox: &mut O,
     ) -> Verdict {
-        let (protocol, length) = (look.protocol, look.length);
-        match Packet::<A>::plain(frame.bytes(), protocol, length, look.tcp_flags) {
+        match Packet::<A>::plain(frame.bytes(), look.length) {
             Some(packet) => self.meet(snapshot, now, frame, &packet, look.aim(), outbox),
             None => Verdict::Drop(DropReason::Truncated),
         }
@@ -753,14 +812,25 @@ pub(super) fn to_backend<A: Address, F: Frame>(
     if packet.length > backend.mtu {
         return Verdict::Drop(DropReason::TooBig);
     }
-    let done = match backend.method {
+    match rewrite(frame, packet, way, link) {
+        Ok(()) => Verdict::Transmit(link.port),
+        Err(reason) => Verdict::Drop(reason),
+    }
+}
+
+/// Rewrites a packet that fits for its backend.
+#[inline(always)]
+pub(super) fn rewrite<A: Address, F: Frame>(
+    frame: &mut F,
+    packet: &Packet<A>,
+    way: &Way<A>,
+    link: &Link,
+) -> Result<(), DropReason> {
+    let backend = way.backend;
+    match backend.method {
         ForwardMethod::DirectRouting => direct::forward(frame.bytes_mut(), packet, link),
         ForwardMethod::Tunnel => tunnel::forward(frame, packet, link, backend, way.hash),
         ForwardMethod::Nat | ForwardMethod::FullNat => to_nat(frame.bytes_mut(), packet, way, link),
-    };
-    match done {
-        Ok(()) => Verdict::Transmit(link.port),
-        Err(reason) => Verdict::Drop(reason),
     }
 }
 
@@ -769,7 +839,7 @@ fn to_nat<A: Address>(
     frame: &mut [u8],
     packet: &Packet<A>,
     way: &Way<A>,
-    link: &super::route::Link,
+    link: &Link,
 ) -> Result<(), DropReason> {
     let backend = way.backend;
     let Some(address) = A::from_ip(backend.address) else {

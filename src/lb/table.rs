@@ -11,7 +11,7 @@
 //! what matches is decided by the caller on the full key. Runs on workers; never allocates after
 //! [`ConnTable::new`].
 
-use crate::arch::{Region, match_tags, prefetch};
+use crate::arch::{Region, match_tags, prefetch, prefetch_index};
 
 use super::conn::{Conn, State, flag};
 use super::flow::{Address, Seed, endpoint_hash};
@@ -74,9 +74,10 @@ pub struct ConnTable<A: Address> {
     buckets: Region<Bucket<A>>,
     /// A key's lane is the same in both its rows, and however many rows there are.
     lanes: usize,
-    /// Rows in use, at least one, and the bits that tell them apart.
+    /// Rows in use, at least one, the bits that tell them apart, and the highest of those.
     rows: usize,
     mask: usize,
+    half: usize,
     length: usize,
     sweep: usize,
 }
@@ -94,6 +95,7 @@ impl<A: Address> ConnTable<A> {
             lanes,
             rows: 1,
             mask: 1,
+            half: 1,
             length: 0,
             sweep: 0,
         })
@@ -133,16 +135,17 @@ impl<A: Address> ConnTable<A> {
     #[inline(always)]
     fn row(&self, bits: usize) -> usize {
         let row = bits & self.mask;
-        if row < self.rows {
-            row
-        } else {
-            row & self.mask >> 1
+        let unsplit = row.wrapping_sub(self.half);
+        match row < self.rows {
+            true => row,
+            false => unsplit,
         }
     }
 
     fn set_rows(&mut self, rows: usize) {
         self.rows = rows;
         self.mask = usize::MAX >> rows.leading_zeros();
+        self.half = self.mask / 2 + 1;
     }
 
     #[inline(always)]
@@ -180,9 +183,7 @@ impl<A: Address> ConnTable<A> {
     #[inline(always)]
     pub fn prefetch_bucket(&self, hash: u64) -> Slot {
         let bucket = self.first(hash);
-        if let Some(bucket) = self.buckets.get(bucket) {
-            prefetch(bucket);
-        }
+        prefetch_index(&self.buckets, bucket);
         Slot((bucket * WAYS) as u32)
     }
 
@@ -211,13 +212,12 @@ impl<A: Address> ConnTable<A> {
         }
     }
 
-    /// Third pass, in the hope that [`ConnTable::prefetch_entry`] found the right one: the live
-    /// entry there, which may have changed since and must be compared with the whole key.
+    /// Third pass, in the hope that [`ConnTable::prefetch_entry`] found the right one: the entry
+    /// there, which may have changed since or be gone, so that its state, too, must be looked at.
     #[inline(always)]
-    pub fn live(&mut self, slot: Slot) -> Option<&mut Conn<A>> {
+    pub fn try_get_mut(&mut self, slot: Slot) -> Option<&mut Conn<A>> {
         let bucket = self.buckets.get_mut(slot.bucket())?;
-        let conn = &mut bucket.conns[slot.way()];
-        (conn.state != State::None).then_some(conn)
+        Some(&mut bucket.conns[slot.way()])
     }
 
     /// The entry with this hash for which `matches` holds.

@@ -198,27 +198,16 @@ impl TxBuffer {
 
     /// Sends what waits. A full ring is asked a few times and no more; what it
     /// does not take is freed and counted. Returns how many were sent.
+    #[inline(always)]
     pub fn flush(&mut self) -> usize {
-        if self.waiting.is_empty() {
-            return 0;
-        }
-        let bytes = total(&self.waiting);
-        let mut sent = 0;
-        if let Some(queue) = &mut self.queue {
-            for _ in 0..TRIES {
-                sent += queue.send(&mut self.waiting);
-                if self.waiting.is_empty() {
-                    break;
-                }
-            }
-        }
-        let dropped_bytes = total(&self.waiting);
-        self.stats.packets += sent as u64;
-        self.stats.bytes += bytes - dropped_bytes;
-        self.stats.dropped += self.waiting.len() as u64;
-        self.stats.dropped_bytes += dropped_bytes;
-        self.waiting.clear();
-        sent
+        send(&mut self.queue, &mut self.waiting, &mut self.stats)
+    }
+
+    /// Sends a whole batch at once, behind what waits, and leaves it empty; as [`TxBuffer::flush`].
+    #[inline(always)]
+    pub fn send_all(&mut self, batch: &mut Batch) -> usize {
+        self.flush();
+        send(&mut self.queue, batch, &mut self.stats)
     }
 
     /// Packets that wait for the next flush.
@@ -245,6 +234,45 @@ impl TxBuffer {
     }
 }
 
+/// Gives the driver a batch, and frees and counts what it does not take.
+#[inline(always)]
+fn send(queue: &mut Option<TxQueue>, batch: &mut Batch, stats: &mut TxStats) -> usize {
+    if batch.is_empty() {
+        return 0;
+    }
+    let bytes = total(batch);
+    let sent = queue.as_mut().map_or(0, |queue| queue.send(batch));
+    stats.packets += sent as u64;
+    stats.bytes += bytes;
+    match batch.is_empty() {
+        true => sent,
+        false => sent + send_rest(queue, batch, stats),
+    }
+}
+
+/// Asks a full ring again.
+#[cold]
+#[inline(never)]
+fn send_rest(queue: &mut Option<TxQueue>, batch: &mut Batch, stats: &mut TxStats) -> usize {
+    let mut sent = 0;
+    if let Some(queue) = queue {
+        for _ in 1..TRIES {
+            sent += queue.send(batch);
+            if batch.is_empty() {
+                break;
+            }
+        }
+    }
+    let dropped_bytes = total(batch);
+    stats.packets += sent as u64;
+    stats.bytes -= dropped_bytes;
+    stats.dropped += batch.len() as u64;
+    stats.dropped_bytes += dropped_bytes;
+    batch.clear();
+    sent
+}
+
+#[inline(always)]
 fn total(batch: &Batch) -> u64 {
     batch.iter().map(|mbuf| mbuf.packet_len() as u64).sum()
 }

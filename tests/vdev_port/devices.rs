@@ -44,17 +44,24 @@ fn open(pool: &Mempool, device: &str) -> (Port<Started>, RxQueue, TxQueue) {
     open_with_mtu(pool, device, 1400)
 }
 
-/// Sends ten marked frames and waits until all have come out at the other end.
+/// Sends ten marked frames, some by themselves and some as a batch, and waits until all have come out at the other end.
 fn carries(pool: &Mempool, tx: &mut TxBuffer, rx: &mut RxQueue) {
     // A memif client offers its buffers when it first asks for packets.
     let mut batch = Batch::new();
     rx.receive(&mut batch);
     batch.clear();
-    for mark in 0..10 {
+    for mark in 0..4 {
         tx.push(frame(pool, mark));
     }
+    for mark in 4..9 {
+        assert!(batch.push(frame(pool, mark)).is_ok());
+    }
+    assert_eq!(tx.send_all(&mut batch), 5);
+    assert!(batch.is_empty());
+    tx.push(frame(pool, 9));
     tx.flush();
-    assert_eq!(tx.stats().dropped, 0);
+    let stats = tx.stats();
+    assert_eq!((stats.packets, stats.bytes, stats.dropped), (10, 600, 0));
     let mut next = 0;
     until(|| {
         rx.receive(&mut batch);

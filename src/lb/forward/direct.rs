@@ -6,7 +6,7 @@
 
 use super::super::counters::DropReason;
 use super::super::flow::Address;
-use super::super::parse::Packet;
+use super::super::parse::{ETHERNET, Packet};
 use super::super::route::Link;
 use super::{decrement_ttl, write_macs};
 
@@ -18,5 +18,16 @@ pub fn forward<A: Address>(
 ) -> Result<(), DropReason> {
     decrement_ttl::<A>(&mut frame[usize::from(packet.l3)..])?;
     write_macs(frame, link);
+    Ok(())
+}
+
+/// The same of a plain packet, whose offsets are constants.
+#[inline(always)]
+pub fn forward_plain<A: Address>(frame: &mut [u8], link: &Link) -> Result<(), DropReason> {
+    let Some(head) = frame.get_mut(..ETHERNET + A::HEADER) else {
+        return Err(DropReason::Truncated);
+    };
+    decrement_ttl::<A>(&mut head[ETHERNET..])?;
+    write_macs(head, link);
     Ok(())
 }

@@ -1,0 +1,165 @@
+use std::sync::Arc;
+
+use crate::lb::counters::{DropReason, WorkerCounters};
+use crate::lb::fixture::{Lab, TestOutbox, VIP, VIP6, backend_mac, tcp4, udp4, udp6};
+use crate::lb::flow::Seed;
+use crate::lb::frame::{Frame, MemoryFrame};
+use crate::lb::parse::tcp;
+use crate::lb::route::Link;
+use crate::lb::shard::{Shard, ShardSize};
+use crate::lb::snapshot::{ForwardMethod, Scheduler};
+use crate::lb::{Arrival, MAX_BURST, Now, Pass, Verdict};
+
+struct World {
+    lab: Lab,
+    shard: Shard,
+    counters: Arc<WorkerCounters>,
+    verdicts: [Verdict; MAX_BURST],
+}
+
+impl World {
+    /// One backend for each method, in turn.
+    fn new(methods: &[ForwardMethod]) -> Self {
+        let mut lab = Lab::new(Scheduler::RoundRobin, &vec![1; methods.len()]);
+        for (n, &method) in methods.iter().enumerate() {
+            lab.backend(n as u32).method = method;
+        }
+        let counters = Arc::new(WorkerCounters::new(methods.len()));
+        let size = ShardSize {
+            connections_v4: 100,
+            connections_v6: 100,
+            services: 1,
+        };
+        let shard = Shard::new(size, Seed([1, 3, 5]), 0, 1, counters.clone()).expect("memory");
+        Self {
+            lab,
+            shard,
+            counters,
+            verdicts: [Verdict::Pass(Pass::Resolve); MAX_BURST],
+        }
+    }
+
+    /// Sends a burst; the port by which all of it leaves, if there is one.
+    fn burst(&mut self, frames: &mut [MemoryFrame]) -> Option<u8> {
+        self.shard.process(
+            &self.lab.snapshot,
+            Now::from_nanos(1_000_000_000),
+            Arrival::Port(0),
+            frames,
+            &mut self.verdicts,
+            &mut TestOutbox::default(),
+        )
+    }
+
+    fn received(&self, backend: usize) -> (u64, u64) {
+        let counters = &self.counters.backends[backend];
+        (counters.in_packets.get(), counters.in_bytes.get())
+    }
+}
+
+fn udp(port: u16) -> MemoryFrame {
+    MemoryFrame::new(
+        &udp4(&format!("10.0.0.1:{port}"), VIP)
+            .payload(&[7; 20])
+            .frame(),
+    )
+}
+
+fn udp_v6(port: u16) -> MemoryFrame {
+    let from = format!("[2001:db8:c::1]:{port}");
+    MemoryFrame::new(&udp6(&from, VIP6).payload(&[7; 20]).frame())
+}
+
+#[test]
+fn a_settled_burst_leaves_together_by_the_port_of_its_backends() {
+    let mut world = World::new(&[ForwardMethod::DirectRouting; 2]);
+    let frames = || [udp(1), udp(2), udp(3), udp(4)];
+    // New flows, flows that are confirmed, and settled ones.
+    for round in 1..=3 {
+        assert_eq!(world.burst(&mut frames()), Some(0), "round {round}");
+        assert_eq!(world.verdicts[..4], [Verdict::Transmit(0); 4]);
+        assert_eq!(world.received(0), (2 * round, 2 * round * 48));
+    }
+    assert_eq!(world.burst(&mut []), None);
+    let link = Some(Link {
+        macs: [9; 12],
+        port: 1,
+    });
+    world.lab.backend(1).link = link;
+    assert_eq!(world.burst(&mut frames()), None, "by two ports");
+    let ports = [0, 1, 0, 1].map(Verdict::Transmit);
+    assert_eq!(world.verdicts[..4], ports);
+    world.lab.backend(0).link = link;
+    assert_eq!(world.burst(&mut frames()), Some(1));
+}
+
+#[test]
+fn whatever_stands_between_settled_packets_gets_its_own_verdict() {
+    let mut world = World::new(&[ForwardMethod::DirectRouting]);
+    world.burst(&mut [udp(1), udp_v6(1)]);
+    world.burst(&mut [udp(1), udp_v6(1)]);
+    let dying = || MemoryFrame::new(&udp4("10.0.0.1:1", VIP).ttl(1).frame());
+    let untracked = tcp4("10.0.0.1:7", VIP).flags(tcp::ACK).frame();
+    let mut frames = [
+        udp(1),
+        MemoryFrame::new(&[0; 60]),
+        udp_v6(1),
+        udp(1),
+        dying(),
+        udp(2),
+        MemoryFrame::new(&untracked),
+        udp_v6(1),
+        udp(1),
+    ];
+    assert_eq!(world.burst(&mut frames), None);
+    let sent = Verdict::Transmit(0);
+    for at in [0, 2, 3, 5, 7, 8] {
+        assert_eq!(world.verdicts[at], sent, "frame {at}");
+        assert_eq!(frames[at].bytes()[..6], backend_mac(0), "frame {at}");
+    }
+    let foreign = Verdict::Drop(DropReason::ForeignMac);
+    assert_eq!(world.verdicts[1], foreign);
+    let expired = matches!(
+        world.verdicts[4],
+        Verdict::Reply {
+            reason: DropReason::TtlExpired,
+            ..
+        }
+    );
+    assert!(expired, "{:?}", world.verdicts[4]);
+    assert_ne!(world.verdicts[6], sent);
+    // Both rounds of both flows, and what was sent now.
+    assert_eq!(world.received(0).0, 4 + 6);
+}
+
+#[test]
+fn methods_may_change_from_packet_to_packet() {
+    let methods = [
+        ForwardMethod::DirectRouting,
+        ForwardMethod::Tunnel,
+        ForwardMethod::DirectRouting,
+    ];
+    let mut world = World::new(&methods);
+    let frames = || [udp(1), udp(2), udp(3), udp(4), udp(5), udp(6)];
+    world.burst(&mut frames());
+    world.burst(&mut frames());
+    let mut sent = frames();
+    assert_eq!(world.burst(&mut sent), Some(0));
+    let grown = |frame: &MemoryFrame| frame.bytes().len() - udp(1).bytes().len();
+    assert_eq!(sent.each_ref().map(grown), [0, 20, 0, 0, 20, 0]);
+    for backend in 0..3 {
+        assert_eq!(world.received(backend), (6, 6 * 48));
+    }
+}
+
+#[test]
+fn padding_behind_a_settled_packet_is_cut_off() {
+    let mut world = World::new(&[ForwardMethod::DirectRouting]);
+    world.burst(&mut [udp(1)]);
+    world.burst(&mut [udp(1)]);
+    let whole = udp(1).bytes().len();
+    let mut padded = [MemoryFrame::new(&[udp(1).bytes(), &[0; 6]].concat())];
+    assert_eq!(world.burst(&mut padded), Some(0));
+    assert_eq!(padded[0].bytes().len(), whole);
+    assert_eq!(world.received(0), (3, 3 * 48));
+}
