@@ -1,8 +1,8 @@
-//! Sets of addresses, part of a snapshot: built by management, asked by workers for each new flow.
+//! Sets and maps of addresses, part of a snapshot: built by management, asked by workers.
 
 use std::net::IpAddr;
 
-use super::snapshot::FastSet;
+use super::snapshot::{FastMap, FastSet};
 
 /// Addresses of both families, each under a key that hashes in a few instructions.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -45,6 +45,39 @@ impl FromIterator<IpAddr> for AddressSet {
     }
 }
 
+/// Values by address, likewise.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AddressMap<V> {
+    v4: FastMap<u32, V>,
+    v6: FastMap<u128, V>,
+}
+
+impl<V> Default for AddressMap<V> {
+    fn default() -> Self {
+        Self {
+            v4: FastMap::default(),
+            v6: FastMap::default(),
+        }
+    }
+}
+
+impl<V> AddressMap<V> {
+    #[inline(always)]
+    pub fn get(&self, address: IpAddr) -> Option<&V> {
+        match address {
+            IpAddr::V4(address) => self.v4.get(&address.to_bits()),
+            IpAddr::V6(address) => self.v6.get(&address.to_bits()),
+        }
+    }
+
+    pub fn insert(&mut self, address: IpAddr, value: V) {
+        match address {
+            IpAddr::V4(address) => self.v4.insert(address.to_bits(), value),
+            IpAddr::V6(address) => self.v6.insert(address.to_bits(), value),
+        };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -64,5 +97,17 @@ mod tests {
         all.sort();
         assert_eq!(all, ["10.0.0.1", "::1"].map(ip));
         assert!(!set.is_empty() && AddressSet::default().is_empty());
+    }
+
+    #[test]
+    fn values_are_found_by_their_address_alone() {
+        let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let mut map = AddressMap::default();
+        for (address, value) in [("10.0.0.1", 1), ("::a00:1", 2), ("10.0.0.1", 3)] {
+            map.insert(ip(address), value);
+        }
+        assert_eq!(map.get(ip("10.0.0.1")), Some(&3));
+        assert_eq!(map.get(ip("::a00:1")), Some(&2));
+        assert_eq!(map.get(ip("0.0.0.1")), None);
     }
 }

@@ -170,8 +170,11 @@ impl Shard {
         let (mut at, count) = (0, frames.len());
         while at < count {
             if burst.requests_alone {
-                at += self.aim_run::<Ipv4Addr, F>(burst, &frames[at..], &mut looks[at..]);
-                at += self.aim_run::<Ipv6Addr, F>(burst, &frames[at..], &mut looks[at..]);
+                at += self.aim_run::<Ipv4Addr, F, false>(burst, &frames[at..], &mut looks[at..]);
+                at += self.aim_run::<Ipv6Addr, F, false>(burst, &frames[at..], &mut looks[at..]);
+            } else if burst.port.is_none() {
+                at += self.aim_run::<Ipv4Addr, F, true>(burst, &frames[at..], &mut looks[at..]);
+                at += self.aim_run::<Ipv6Addr, F, true>(burst, &frames[at..], &mut looks[at..]);
             }
             if let Some(frame) = frames.get(at) {
                 self.look(burst, frame, &mut looks[at]);
@@ -180,16 +183,16 @@ impl Shard {
         }
     }
 
-    /// Where all plain packets are requests of this worker's: those of a family from the first
-    /// frame on, up to the first that is anything else. Returns how many.
+    /// Where all plain packets belong to this worker: those of a family from the first frame on, up
+    /// to the first that is anything else. Returns how many. Without `TWO_WAY` they are requests.
     #[inline(never)]
-    fn aim_run<A: Tracked, F: Frame>(
+    fn aim_run<A: Tracked, F: Frame, const TWO_WAY: bool>(
         &self,
         burst: &Burst,
         frames: &[F],
         looks: &mut [Look],
     ) -> usize {
-        let (table, seed) = (A::table(&self.tables), self.seed);
+        let seed = self.seed;
         let mut done = 0;
         for (frame, look) in frames.iter().zip(looks) {
             let bytes = frame.bytes();
@@ -200,11 +203,16 @@ impl Shard {
                 break;
             };
             let key = packet.key;
-            look.hash = endpoint_hash(&seed, key.protocol, key.source, key.source_port);
-            look.slot = table.prefetch_bucket(look.hash);
             look.length = packet.length;
             look.settling = settling(key.protocol, packet.tcp_flags);
-            (look.kind, look.meets) = (A::REQUEST, Meets::Request);
+            if TWO_WAY {
+                look.kind = A::REQUEST;
+                self.aim_at(burst.snapshot.side(&key), &key, look);
+            } else {
+                look.hash = endpoint_hash(&seed, key.protocol, key.source, key.source_port);
+                look.slot = A::table(&self.tables).prefetch_bucket(look.hash);
+                (look.kind, look.meets) = (A::REQUEST, Meets::Request);
+            }
             done += 1;
         }
         done
@@ -283,14 +291,17 @@ impl Shard {
             look.kind = Kind::Elsewhere;
             return;
         }
+        self.aim_at(side, key, look);
+    }
+
+    /// Where the entry of a packet of this worker's should be.
+    #[inline(always)]
+    fn aim_at<A: Tracked>(&self, side: Side, key: &FlowKey<A>, look: &mut Look) {
         let (hash, meets) = self.meets(side, key);
-        look.hash = hash;
-        look.meets = meets;
-        look.kind = match look.kind {
-            Kind::V4 if meets != Meets::Request => Kind::ReplyV4,
-            Kind::V6 if meets != Meets::Request => Kind::ReplyV6,
-            kind => kind,
-        };
+        (look.hash, look.meets) = (hash, meets);
+        if meets != Meets::Request && look.kind == A::REQUEST {
+            look.kind = A::REPLY;
+        }
         match meets {
             Meets::Request | Meets::Reply => {
                 look.slot = A::table(&self.tables).prefetch_bucket(hash);

@@ -10,10 +10,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::addresses::AddressMap;
 use super::flow::{Address, FlowKey, Seed, endpoint_hash, protocol};
 use super::parse::{Extensions, Parsed, read_u16, walk_extensions};
 use super::route::Prefix;
-use super::snapshot::{FastMap, FastSet};
+use super::snapshot::FastSet;
 
 /// The pattern that the RSS key repeats.
 pub const PATTERN: u16 = 0x6d5a;
@@ -193,7 +194,7 @@ impl Side {
 /// is two-way for all its packets, whatever their port, since fragments and NICs see no ports.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sides {
-    addresses: FastMap<IpAddr, Side>,
+    addresses: AddressMap<Side>,
     /// Prefix services: longest first.
     prefixes: Vec<(Prefix, Side)>,
     /// Backends of NAT services, needed only to tell their replies from packets to a prefix.
@@ -216,9 +217,8 @@ impl Sides {
         for (prefix, two_way) in listens {
             let side = if two_way { Side::TwoWay } else { Side::OneWay };
             if prefix.length == full_length(prefix.address) {
-                let known = sides.addresses.entry(prefix.address).or_insert(side);
-                if two_way {
-                    *known = side;
+                if two_way || sides.addresses.get(prefix.address).is_none() {
+                    sides.addresses.insert(prefix.address, side);
                 }
                 continue;
             }
@@ -239,7 +239,7 @@ impl Sides {
 
     #[inline(always)]
     pub fn side<A: Address>(&self, source: A, destination: A) -> Side {
-        match self.addresses.get(&destination.into()) {
+        match self.addresses.get(destination.into()) {
             Some(&side) => side,
             None if self.prefixes.is_empty() => Side::Reply,
             None => self.by_prefix(source.into(), destination.into()),
@@ -296,7 +296,7 @@ impl Sides {
     /// The quoted packet left here, so seen from here its flow's packets come the other way.
     fn owner_of_quoted<A: Address>(&self, ownership: Ownership, key: FlowKey<A>) -> u8 {
         // Under direct routing and in tunnels it is the client's own packet that was quoted.
-        match self.addresses.get(&key.destination.into()) {
+        match self.addresses.get(key.destination.into()) {
             Some(Side::OneWay) => ownership.one_way(&key),
             _ => self.owner(ownership, &key.reversed()),
         }

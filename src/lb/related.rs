@@ -419,7 +419,7 @@ fn translate_quote<A: Address>(
 ) {
     let before = Sum::default().bytes(&body[HEADER..]);
     let quoted = &mut body[HEADER..];
-    write_address(quoted, at, old.address, new.address);
+    let change = write_address(quoted, at, old.address, new.address);
     let port_at = if at == A::SOURCE_AT { 0 } else { 2 };
     let l4 = &mut quoted[quote.l4..];
     write_u16(l4, port_at, new.port);
@@ -429,9 +429,7 @@ fn translate_quote<A: Address>(
         8
     };
     if l4.len() >= checksum_ends {
-        let old = Sum::default().address(old.address).word(old.port);
-        let new = Sum::default().address(new.address).word(new.port);
-        nat::adjust_l4(l4, quote.key.protocol, old, new);
+        nat::adjust_l4(l4, quote.key.protocol, change.word(old.port, new.port));
     }
     let after = Sum::default().bytes(&body[HEADER..]);
     let checksum = adjust(read_u16(body, 2), before, after);
@@ -441,11 +439,8 @@ fn translate_quote<A: Address>(
 /// Rewrites one address of the message itself; ICMPv6's checksum covers it too.
 fn translate_outer<A: Address>(bytes: &mut [u8], message: Message, at: usize, new: A) {
     let old = A::read(&bytes[message.l3 + at..]);
-    write_address(&mut bytes[message.l3..], at, old, new);
+    let change = write_address(&mut bytes[message.l3..], at, old, new);
     if A::HEADER == 40 {
-        let body = &mut bytes[message.at..];
-        let (old, new) = (Sum::default().address(old), Sum::default().address(new));
-        let checksum = adjust(read_u16(body, 2), old, new);
-        write_u16(body, 2, checksum);
+        change.apply(&mut bytes[message.at..], 2);
     }
 }

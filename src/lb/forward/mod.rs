@@ -6,10 +6,9 @@ pub mod direct;
 pub mod nat;
 pub mod tunnel;
 
-use super::checksum::{Sum, adjust};
+use super::checksum::Change;
 use super::counters::DropReason;
 use super::flow::Address;
-use super::parse::read_u16;
 use super::route::Link;
 
 /// Puts the next hop's and our own MAC address in front.
@@ -46,30 +45,32 @@ pub fn decrement_ttl<A: Address>(ip: &mut [u8]) -> Result<(), DropReason> {
     Ok(())
 }
 
-/// Writes an address at `at` of the IP header, with IPv4's header checksum following.
+/// Writes an address at `at` of the IP header, with IPv4's header checksum following. Returns the
+/// change, for the checksums of what the packet carries.
 #[inline(always)]
-pub fn write_address<A: Address>(ip: &mut [u8], at: usize, old: A, new: A) {
+pub fn write_address<A: Address>(ip: &mut [u8], at: usize, old: A, new: A) -> Change {
     new.write(&mut ip[at..]);
+    let change = Change::default().address(old, new);
     if A::HEADER == 20 {
-        let (old, new) = (Sum::default().address(old), Sum::default().address(new));
-        let checksum = adjust(read_u16(ip, 10), old, new);
-        write_u16(ip, 10, checksum);
+        change.apply(ip, 10);
     }
+    change
 }
 
-/// Writes both addresses, with IPv4's header checksum following.
+/// The same of both addresses.
 #[inline(always)]
-pub fn rewrite_addresses<A: Address>(ip: &mut [u8], source: A, destination: A) {
+pub fn rewrite_addresses<A: Address>(ip: &mut [u8], source: A, destination: A) -> Change {
     let old = (
         A::read(&ip[A::SOURCE_AT..]),
         A::read(&ip[A::DESTINATION_AT..]),
     );
     source.write(&mut ip[A::SOURCE_AT..]);
     destination.write(&mut ip[A::DESTINATION_AT..]);
+    let change = Change::default()
+        .address(old.0, source)
+        .address(old.1, destination);
     if A::HEADER == 20 {
-        let old = Sum::default().address(old.0).address(old.1);
-        let new = Sum::default().address(source).address(destination);
-        let checksum = adjust(read_u16(ip, 10), old, new);
-        write_u16(ip, 10, checksum);
+        change.apply(ip, 10);
     }
+    change
 }

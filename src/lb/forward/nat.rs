@@ -2,10 +2,10 @@
 //! becomes the service's again. All checksums are adjusted by the difference (RFC 1624), so a
 //! wrong one arrives as wrong as it was.
 
-use super::super::checksum::{Sum, adjust};
+use super::super::checksum::Change;
 use super::super::counters::DropReason;
 use super::super::flow::{Address, protocol};
-use super::super::parse::{Packet, read_u16};
+use super::super::parse::Packet;
 use super::{decrement_ttl, rewrite_addresses, write_address, write_u16};
 
 /// One end of a flow.
@@ -53,18 +53,15 @@ pub fn rewrite_both<A: Address>(
 ) -> Result<(), DropReason> {
     let (l3, l4) = (usize::from(packet.l3), usize::from(packet.l4));
     decrement_ttl::<A>(&mut frame[l3..])?;
-    rewrite_addresses(&mut frame[l3..], source.address, destination.address);
+    let change = rewrite_addresses(&mut frame[l3..], source.address, destination.address);
     let l4 = &mut frame[l4..];
     write_u16(l4, 0, source.port);
     write_u16(l4, 2, destination.port);
     let key = &packet.key;
-    let old = Sum::default().address(key.source).address(key.destination);
-    let old = old.word(key.source_port).word(key.destination_port);
-    let new = Sum::default()
-        .address(source.address)
-        .address(destination.address);
-    let new = new.word(source.port).word(destination.port);
-    adjust_l4(l4, key.protocol, old, new);
+    let change = change
+        .word(key.source_port, source.port)
+        .word(key.destination_port, destination.port);
+    adjust_l4(l4, key.protocol, change);
     Ok(())
 }
 
@@ -79,28 +76,19 @@ fn rewrite<A: Address>(
 ) -> Result<(), DropReason> {
     let (l3, l4) = (usize::from(packet.l3), usize::from(packet.l4));
     decrement_ttl::<A>(&mut frame[l3..])?;
-    write_address(&mut frame[l3..], address_at, old.address, new.address);
+    let change = write_address(&mut frame[l3..], address_at, old.address, new.address);
     let l4 = &mut frame[l4..];
     write_u16(l4, port_at, new.port);
-    let old = Sum::default().address(old.address).word(old.port);
-    let new = Sum::default().address(new.address).word(new.port);
-    adjust_l4(l4, packet.key.protocol, old, new);
+    adjust_l4(l4, packet.key.protocol, change.word(old.port, new.port));
     Ok(())
 }
 
-/// Adjusts a TCP or UDP checksum. UDP over IPv4 may have none (zero), which stays none, and a
-/// computed zero is sent as ones (RFC 768).
+/// Adjusts a TCP or UDP checksum.
 #[inline(always)]
-pub fn adjust_l4(l4: &mut [u8], number: u8, old: Sum, new: Sum) {
-    let at = if number == protocol::TCP { 16 } else { 6 };
-    let checksum = read_u16(l4, at);
-    if number == protocol::UDP {
-        if checksum != 0 {
-            let adjusted = adjust(checksum, old, new);
-            write_u16(l4, at, if adjusted == 0 { 0xffff } else { adjusted });
-        }
-    } else {
-        write_u16(l4, at, adjust(checksum, old, new));
+pub fn adjust_l4(l4: &mut [u8], number: u8, change: Change) {
+    match number {
+        protocol::UDP => change.apply_udp(l4, 6),
+        _ => change.apply(l4, 16),
     }
 }
 

@@ -100,19 +100,23 @@ pub fn forward<A: Address, F: Frame>(
 
 #[inline(always)]
 fn outer_v4(ip: &mut [u8], inner: &Inner, source: Ipv4Addr, backend: Ipv4Addr) {
-    let header = &mut ip[..20];
-    header[0] = 0x45;
-    header[1] = inner.traffic_class;
-    write_u16(header, 2, (inner.length + 20) as u16);
-    write_u16(header, 4, inner.identification);
-    write_u16(header, 6, if inner.dont_fragment { 0x4000 } else { 0 });
-    header[8] = inner.ttl;
-    header[9] = inner.protocol;
-    write_u16(header, 10, 0);
-    source.write(&mut header[12..]);
-    backend.write(&mut header[16..]);
-    let checksum = Sum::default().bytes(header).finish();
-    write_u16(header, 10, checksum);
+    let [high, low] = ((inner.length + 20) as u16).to_be_bytes();
+    let [id_high, id_low] = inner.identification.to_be_bytes();
+    let flags = if inner.dont_fragment { 0x40 } else { 0 };
+    let mut words = [
+        [0x45, inner.traffic_class, high, low],
+        [id_high, id_low, flags, 0],
+        [inner.ttl, inner.protocol, 0, 0],
+        source.octets(),
+        backend.octets(),
+    ];
+    // In the order of memory, which the sum does not mind.
+    let sum = words
+        .iter()
+        .map(|&word| u64::from(u32::from_ne_bytes(word)));
+    let checksum = Sum(sum.sum()).finish().to_ne_bytes();
+    words[2][2..].copy_from_slice(&checksum);
+    ip[..20].copy_from_slice(words.as_flattened());
 }
 
 #[inline(always)]
