@@ -37,6 +37,8 @@ pub enum Message {
     },
     /// Copy connections into the vector, as far as its capacity goes.
     List(Box<crate::lb::listing::Request>),
+    /// Copy what is known of a flow into the question.
+    Trace(Box<crate::lb::trace::Question>),
 }
 
 /// The bit of a passed packet's stamp that says [`Pass::Resolve`]; the rest is the TSC when it
@@ -408,6 +410,9 @@ impl Worker {
             Message::Quiesce => self.receiving = false,
             Message::Stop => self.running = false,
             Message::List(request) => request.fill(&self.shard, self.clock.now()),
+            Message::Trace(question) => {
+                question.fill(&self.shard, &self.snapshot, self.clock.now());
+            }
         }
         self.unsent = self.rings.events.push(message).err();
     }

@@ -16,6 +16,13 @@ const CONFIG: &str = r#"
 name = "wan"
 device = "net_null0"
 addresses = ["192.0.2.2/24"]
+gateway = "192.0.2.1"
+[[port.neighbour]]
+address = "192.0.2.1"
+mac = "02:00:00:00:00:01"
+[[port.neighbour]]
+address = "192.0.2.11"
+mac = "02:00:00:00:00:11"
 
 [[service]]
 name = "web"
@@ -171,6 +178,12 @@ fn a_running_evenkeel_is_changed_saved_and_reloaded() {
     let file = running.file();
     let dry = running.say(&["reload", "--dry-run", "--config", &file]);
     assert!(dry.ends_with("nothing was changed (--dry-run)\n"), "{dry}");
+    let impact =
+        "service web: 16.7 % of hash slots get another backend; 0 of 0 live flows lose theirs\n";
+    assert!(dry.contains(impact), "{dry}");
+    let gone =
+        "service dns: 100.0 % of hash slots get another backend; 0 of 0 live flows lose theirs\n";
+    assert!(dry.contains(gone), "{dry}");
     assert!(running.listing().contains("192.0.2.12:80"));
     let expected =
         "- service dns\n- service web backend b\n~ service web backend a: weight: 5 -> default\n";
@@ -211,7 +224,7 @@ fn what_cannot_be_changed_is_refused_and_changes_nothing() {
     let refusal = running.refusal(&["reload", "--config", &file]);
     assert!(
         refusal.starts_with(&format!(
-            "{file}:17:10: service.method = \"natt\" is not known"
+            "{file}:24:10: service.method = \"natt\" is not known"
         )),
         "{refusal}"
     );
@@ -320,4 +333,77 @@ fn events_are_followed_until_evenkeel_ends() {
     assert_eq!(ended.status.code(), Some(1));
     let error = String::from_utf8(ended.stderr).unwrap();
     assert!(error.contains("evenkeel has ended"), "{error}");
+}
+
+#[test]
+fn a_trace_says_what_would_become_of_a_packet() {
+    let mut running = Running::start("trace");
+    let trace = |arguments: &[&str]| running.say(&[&["trace"], arguments].concat());
+    let said = trace(&["198.51.100.7", "192.0.2.80:80"]);
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(
+        lines[0],
+        "packet     tcp syn 198.51.100.7:40000 -> 192.0.2.80:80, in on wan"
+    );
+    assert_eq!(lines[1], format!("worker     0 on core {}", core()));
+    assert_eq!(lines[2], "service    web: nat, wrr");
+    assert_eq!(lines[3], "backend    a 192.0.2.11:80");
+    assert_eq!(
+        lines[4],
+        "why        wrr chooses it now, of 1 that take new connections"
+    );
+    assert_eq!(
+        lines[5],
+        "verdict    transmit, out of wan to 02-00-00-00-00-11"
+    );
+    assert!(
+        said.contains("IPv4 src=198.51.100.7 dst=192.0.2.11 proto=TCP"),
+        "{said}"
+    );
+    assert!(
+        lines.iter().all(|line| line.chars().count() <= 120),
+        "{said}"
+    );
+
+    let said = trace(&["198.51.100.7:1234", "192.0.2.80:81"]);
+    assert!(said.contains("verdict    pass (local)"), "{said}");
+    assert!(
+        said.contains("note       service web listens on tcp:192.0.2.80:80\n"),
+        "{said}"
+    );
+    let said = trace(&["192.0.2.80", "192.0.2.80:80"]);
+    assert!(said.contains("verdict    drop (bad_source)"), "{said}");
+    let said = trace(&["198.51.100.7", "192.0.2.80:80", "--flags", "ack"]);
+    assert!(
+        said.contains("verdict    answer (untracked), out of wan"),
+        "{said}"
+    );
+    let refused = running.refusal(&["trace", "2001:db8::1", "192.0.2.80:80"]);
+    assert!(refused.contains("different families"), "{refused}");
+
+    // Another backend, whose next hop nobody knows; then none takes new connections.
+    running.say(&["backend", "add", "web", "b", "--address", "192.0.2.12"]);
+    running.say(&["backend", "set", "web", "a", "--weight", "0"]);
+    running.wait_for("change", |running| {
+        let said = running.say(&["trace", "198.51.100.7", "192.0.2.80:80"]);
+        said.contains("backend    b 192.0.2.12:80") && said.contains("b 192.0.2.12 is unreachable")
+    });
+    running.say(&["backend", "drain", "web", "b"]);
+    running.wait_for("drain", |running| {
+        let said = running.say(&["trace", "198.51.100.7", "192.0.2.80:80"]);
+        said.contains("verdict    answer (no_backend), out of wan")
+            && said.contains("note       backend a 192.0.2.11 has weight 0")
+            && said.contains("note       backend b 192.0.2.12 is unreachable")
+    });
+    // Nothing of this was counted.
+    let status = running.say(&["status", "--json"]);
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let drops = status["drops"].as_array().unwrap().iter();
+    // What the device brings is for nobody here.
+    let reasons: Vec<_> = drops.map(|drop| &drop["reason"]).collect();
+    assert!(
+        reasons.iter().all(|reason| **reason == "foreign_mac"),
+        "{status}"
+    );
+    assert_eq!(status["services"][0]["connections"], 0);
 }

@@ -323,6 +323,12 @@ pub(super) fn render(applied: &Applied) -> String {
     for key in &applied.diff.needs_restart {
         text += &format!("! takes a restart: {key}\n");
     }
+    for impact in &applied.impact {
+        text += &format!(
+            "service {}: {:.1} % of hash slots get another backend; {} of {} live flows lose theirs\n",
+            impact.service, impact.slots_moved_percent, impact.flows_moved, impact.flows
+        );
+    }
     if applied.dry_run {
         text += "nothing was changed (--dry-run)\n";
     }

@@ -1,12 +1,12 @@
 //! `evenkeel connections`: what is tracked, with filters.
 
-use std::net::IpAddr;
-
 use clap::Args;
 
 use super::table::{Table, duration};
 use super::{CliError, Shared, client, print, print_json};
-use crate::mgmt::api::{ConnectionFilter, Connections};
+use crate::lb::conn::State;
+use crate::mgmt::api::{Clients, ConnectionFilter, Connections};
+use crate::mgmt::status::state_name;
 
 #[derive(Debug, Args)]
 pub struct ConnectionsArgs {
@@ -16,15 +16,23 @@ pub struct ConnectionsArgs {
     /// Only of backends of this name
     #[arg(long, value_name = "NAME")]
     pub backend: Option<String>,
-    /// Only of this client
-    #[arg(long, value_name = "ADDRESS")]
-    pub client: Option<IpAddr>,
+    /// Only of this client, or of these: 198.51.100.7 or 198.51.100.0/24
+    #[arg(long, value_name = "CLIENTS")]
+    pub client: Option<Clients>,
     /// Only in this state: established, syn_recv, fin_wait, udp, ...
-    #[arg(long)]
+    #[arg(long, value_parser = state)]
     pub state: Option<String>,
     /// At most so many
     #[arg(long, default_value_t = 1000)]
     pub limit: usize,
+}
+
+fn state(text: &str) -> Result<String, String> {
+    let known = State::ALL.map(state_name);
+    match known.contains(&text) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("use one of {}", known[1..].join(", "))),
+    }
 }
 
 pub fn run(args: &ConnectionsArgs, shared: &Shared) -> Result<(), CliError> {

@@ -14,6 +14,7 @@ mod ipvsadm;
 mod run;
 mod status;
 mod table;
+mod trace;
 mod version;
 
 #[cfg(test)]
@@ -94,6 +95,8 @@ pub enum Command {
     Status(status::StatusArgs),
     /// List tracked connections
     Connections(connections::ConnectionsArgs),
+    /// Say what would become of a packet, and why; nothing is sent
+    Trace(trace::TraceArgs),
     /// Follow what happens: backends up and down, reloads, drains, limits, ...
     Events(events::EventsArgs),
     /// Make a running evenkeel use a configuration file
@@ -132,6 +135,7 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
         Command::Check(file) => check::run(&file, &shared),
         Command::Status(args) => status::run(&args, &shared),
         Command::Connections(args) => connections::run(&args, &shared),
+        Command::Trace(args) => trace::run(&args, &shared),
         Command::Events(args) => events::run(&args, &shared),
         Command::Reload(args) => change::reload(&args, &shared),
         Command::Save(file) => change::save(&file, &shared),

@@ -234,13 +234,13 @@ TCP          5 s fin_wait    [2001:db8::7]:1    192.0.2.80:80 192.0.2.11:8080 we
 fn filters_are_encoded() {
     let filter = ConnectionFilter {
         service: Some("a&b c".to_owned()),
-        client: Some("2001:db8::1".parse().unwrap()),
+        client: Some("2001:db8::/32".parse().unwrap()),
         ..ConnectionFilter::default()
     };
     let path = connections::path(&filter);
     assert_eq!(
         path,
-        "/v1/connections?service=a%26b%20c&client=2001%3Adb8%3A%3A1&limit=1000"
+        "/v1/connections?service=a%26b%20c&client=2001%3Adb8%3A%3A%2F32&limit=1000"
     );
 }
 

@@ -38,6 +38,7 @@ mod settled;
 pub mod shard;
 pub mod snapshot;
 pub mod table;
+pub mod trace;
 pub mod vlan;
 pub mod weights;
 

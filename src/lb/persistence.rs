@@ -79,7 +79,7 @@ impl Key {
 
 /// All zero is an empty one.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Template {
+pub struct Template {
     key: Key,
     backend: BackendId,
     /// In another service of the group it is the backend with this address.
@@ -91,6 +91,10 @@ pub(crate) struct Template {
 }
 
 impl Template {
+    pub fn backend(&self) -> BackendId {
+        self.backend
+    }
+
     fn is_over(&self, second: u32) -> bool {
         !self.live || second.wrapping_sub(self.used) > self.timeout
     }
@@ -126,9 +130,14 @@ impl Templates {
         self.templates.populate()
     }
 
-    fn bucket(&mut self, key: &Key) -> &mut [Template] {
+    /// Where the key's bucket begins.
+    fn first(&self, key: &Key) -> usize {
         let buckets = self.templates.len() / WAYS;
-        let at = (key.hash as u32 as usize) % buckets * WAYS;
+        (key.hash as u32 as usize) % buckets * WAYS
+    }
+
+    fn bucket(&mut self, key: &Key) -> &mut [Template] {
+        let at = self.first(key);
         &mut self.templates[at..at + WAYS]
     }
 
@@ -153,6 +162,20 @@ impl Templates {
             .filter(|b| can_take(b))?;
         template.used = now.second;
         Some(backend)
+    }
+
+    /// The client's template, if it has one; its time does not start anew.
+    pub fn peek(&self, key: &Key, now: Now) -> Option<Template> {
+        let bucket = &self.templates[self.first(key)..][..WAYS];
+        let live = |t: &&Template| t.key == *key && !t.is_over(now.second);
+        bucket.iter().find(live).copied()
+    }
+
+    /// Puts a template of another worker in its place, which must be free.
+    pub fn put(&mut self, template: Template) {
+        if let Some(place) = self.bucket(&template.key).first_mut() {
+            *place = template;
+        }
     }
 
     /// From now on the client stays with this backend. Where there is no room the client that

@@ -40,6 +40,7 @@ use super::rss::Rss;
 use super::signals::Signals;
 use super::start::{Machine, has_persistence};
 use super::status::Source;
+use super::trace::Tracing;
 use super::watch::Watch;
 use super::watchdog::{self, Pulse};
 use super::workers::WorkerLink;
@@ -72,7 +73,9 @@ pub struct Appliance {
     started: Instant,
     notes: Vec<String>,
     listings: VecDeque<Listing>,
-    /// The number of the last question for connections.
+    /// Packets that are asked about.
+    tracings: Vec<Tracing>,
+    /// The number of the last question to workers.
     questions: u64,
     pool: Mempool,
     /// Something that snapshots are made of has changed.
@@ -125,6 +128,7 @@ impl Appliance {
             next_slow_look: Instant::now(),
             started: Instant::now(),
             listings: VecDeque::new(),
+            tracings: Vec::new(),
             questions: 0,
             notes: Vec::from_iter(
                 machine
@@ -230,14 +234,18 @@ impl Appliance {
 
     /// Takes back the commands that a worker has done.
     fn take_back(&mut self, worker: usize) {
-        let mut lists = Vec::new();
+        let (mut lists, mut traced) = (Vec::new(), Vec::new());
         self.workers[worker].collect(|done| match done {
             Message::List(request) => lists.push(request),
+            Message::Trace(question) => traced.push(question),
             Message::Queues { port, rx, tx } => self.ports.returned(port, rx, tx),
             Message::Swap(old) => self.retired.free(old),
             Message::Quiesce | Message::Stop => {}
         });
         lists.iter().for_each(|request| self.list(request));
+        traced
+            .into_iter()
+            .for_each(|question| self.traced(question));
     }
 
     pub fn ports(&self) -> &Ports {

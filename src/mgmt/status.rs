@@ -305,7 +305,7 @@ impl Source<'_> {
             && wanted(&filter.state, state)
             && filter
                 .client
-                .is_none_or(|client| client == listed.client.ip());
+                .is_none_or(|clients| clients.contains(listed.client.ip()));
         let port = if backend.port == 0 {
             listed.vip.port()
         } else {
@@ -352,7 +352,7 @@ fn check_status(report: Report) -> CheckStatus {
 }
 
 /// A state as the configuration's timeouts spell it.
-fn state_name(state: crate::lb::conn::State) -> &'static str {
+pub fn state_name(state: crate::lb::conn::State) -> &'static str {
     use crate::lb::conn::State;
     match state {
         State::None => "none",

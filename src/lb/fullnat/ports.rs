@@ -411,6 +411,21 @@ impl LocalPorts {
         }
     }
 
+    /// Takes the port that a connection has which comes from another worker's table.
+    pub fn adopt<A: Address>(&mut self, conn: &Conn<A>, slot: Slot) {
+        if let Some(lease) = Lease::of(conn) {
+            let (pool, _) = self.place(&lease);
+            self.free.remove(pool, lease.index);
+            self.taken(lease);
+            self.settled(conn, slot);
+        }
+    }
+
+    /// Local addresses that there is room for.
+    pub fn addresses(&self) -> usize {
+        self.pools.len() / self.groups
+    }
+
     /// The connection is no longer embryonic.
     pub fn confirmed<A: Address>(&mut self, conn: &Conn<A>) {
         if let Some(lease) = Lease::of(conn) {

@@ -10,7 +10,7 @@ use std::cell::Cell;
 use super::super::Now;
 use super::super::bucket::Bucket;
 use super::super::counters::BackendCounters;
-use super::super::snapshot::{Backend, Service};
+use super::super::snapshot::{Backend, BackendId, Service};
 use super::{Place, load};
 
 /// Which backends this worker has found overloaded, by id.
@@ -43,6 +43,16 @@ impl Limits {
         };
         mark.set(connections >= upper || (mark.get() && !cleared));
         mark.get()
+    }
+
+    pub(super) fn is_marked(&self, id: BackendId) -> bool {
+        self.overloaded.get(id.0 as usize).is_some_and(Cell::get)
+    }
+
+    pub(super) fn mark(&self, id: BackendId) {
+        if let Some(mark) = self.overloaded.get(id.0 as usize) {
+            mark.set(true);
+        }
     }
 }
 
@@ -87,5 +97,16 @@ impl Rates {
             );
         }
         bucket.take(now)
+    }
+
+    /// What is left of the rate of the service at this index.
+    pub(super) fn bucket(&self, at: usize) -> Option<(u32, Bucket)> {
+        self.buckets.get(at).copied()
+    }
+
+    pub(super) fn set_bucket(&mut self, at: usize, bucket: (u32, Bucket)) {
+        if let Some(place) = self.buckets.get_mut(at) {
+            *place = bucket;
+        }
     }
 }

@@ -121,6 +121,25 @@ impl LocalityTable {
         Some(entry)
     }
 
+    /// The request's entry, if there is one; not marked as used.
+    pub(super) fn peek(&self, service: ServiceId, request: &Request) -> Option<Entry> {
+        let mut at = self.heads[self.bucket(service, request.destination)];
+        while let Some(entry) = self.entries.get(at as usize) {
+            if entry.destination == request.destination && entry.service == service {
+                return Some(*entry);
+            }
+            at = entry.next;
+        }
+        None
+    }
+
+    /// Gives the request's entry the members of another table's.
+    pub(super) fn put(&mut self, service: ServiceId, request: &Request, from: &Entry) {
+        if let Some(entry) = self.entry(service, request) {
+            (entry.count, entry.members, entry.changed) = (from.count, from.members, from.changed);
+        }
+    }
+
     /// A free entry, taken off the free chain.
     fn claim(&mut self, second: u32) -> Option<u32> {
         if self.free == END {

@@ -20,10 +20,12 @@ mod least;
 mod limit;
 mod locality;
 mod locality_table;
+mod memory;
 mod rank;
 mod turn;
 
 pub use hash::{Candidates, by_hash};
+pub use memory::Memory;
 
 use super::Now;
 use super::counters::BackendCounters;

@@ -14,6 +14,7 @@ use crate::mgmt::config::{
     Backend, Config, Diff, Invalid, Located, Service, parse, service_to_toml, to_toml,
 };
 use crate::mgmt::desired::table_size;
+use crate::mgmt::impact::Impact;
 
 /// A configuration that is to take the place of the one in use.
 #[derive(Debug)]
@@ -27,7 +28,7 @@ pub struct Replace {
 }
 
 /// What a change did, or would do.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Applied {
     /// Tag of the configuration that is in use now.
     pub etag: String,
@@ -37,6 +38,9 @@ pub struct Applied {
     /// What an operator may not have meant.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// Of a dry run: what it would do to clients, by service.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub impact: Vec<Impact>,
 }
 
 /// A tag that equal configurations share, however they are written. It is no secret and guards
@@ -81,6 +85,7 @@ pub fn decide(
         dry_run,
         diff,
         warnings: warnings(current, new),
+        impact: Vec::new(),
     })
 }
 

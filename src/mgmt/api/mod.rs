@@ -8,6 +8,7 @@ mod request;
 mod server;
 mod socket;
 mod stream;
+mod trace;
 mod view;
 
 #[cfg(test)]
@@ -17,7 +18,8 @@ mod tests;
 
 pub use change::{Applied, BackendSettings, Edit, Replace, decide, etag};
 pub use problem::Problem;
-pub use request::{ConnectionFilter, Handle, Request};
+pub use request::{Clients, ConnectionFilter, Handle, Request};
 pub use server::serve;
 pub use socket::{Socket, SocketError, read_only_path};
+pub use trace::{Trace, TraceRequest};
 pub use view::*;

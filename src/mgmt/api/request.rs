@@ -1,19 +1,23 @@
 //! What the interface asks of the management loop. The loop owns all state, takes one request after
 //! another and answers each; an answer nobody waits for any more is dropped.
 
+use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tokio::sync::{mpsc, oneshot};
 
 use super::change::{Applied, Edit, Replace, etag};
 use super::problem::Problem;
+use super::trace::{Trace, TraceRequest};
 use super::view::{Connections, ServiceStatus, Status};
-use crate::mgmt::config::Config;
+use crate::mgmt::config::{Config, Prefix};
 use crate::mgmt::events::Feed;
 use crate::mgmt::faults::Fault;
+use crate::mgmt::impact::slots_moved;
 use crate::mgmt::metrics::Families;
 
 /// One question with the way back for its answer.
@@ -25,6 +29,11 @@ pub enum Request {
     Connections {
         filter: ConnectionFilter,
         reply: oneshot::Sender<Connections>,
+    },
+    /// What would become of a packet.
+    Trace {
+        request: TraceRequest,
+        reply: oneshot::Sender<Result<Trace, Problem>>,
     },
     /// The events after the one of this number, if it is given, and all that come.
     Events {
@@ -51,9 +60,11 @@ pub struct ConnectionFilter {
     pub service: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
+    /// An address, or a prefix such as `198.51.100.0/24`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[param(value_type = Option<String>)]
-    pub client: Option<IpAddr>,
+    pub client: Option<Clients>,
+    /// As a listing shows it: `established`, `udp`, ...
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
     /// At most so many.
@@ -74,6 +85,50 @@ impl Default for ConnectionFilter {
             state: None,
             limit: default_limit(),
         }
+    }
+}
+
+/// A client's address, or a prefix of several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Clients(Prefix);
+
+impl Clients {
+    pub fn contains(self, client: IpAddr) -> bool {
+        self.0.contains(client)
+    }
+}
+
+impl FromStr for Clients {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let alone = || text.parse().ok().map(Prefix::host);
+        let prefix = text.parse().ok().or_else(alone);
+        prefix.map(Clients).ok_or(
+            "clients are an address such as 198.51.100.7 or a prefix such as 198.51.100.0/24",
+        )
+    }
+}
+
+impl fmt::Display for Clients {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.is_host() {
+            true => self.0.address.fmt(f),
+            false => self.0.fmt(f),
+        }
+    }
+}
+
+impl Serialize for Clients {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Clients {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(de::Error::custom)
     }
 }
 
@@ -115,6 +170,10 @@ impl Handle {
             .await
     }
 
+    pub async fn trace(&self, request: TraceRequest) -> Result<Trace, Problem> {
+        self.ask(|reply| Request::Trace { request, reply }).await?
+    }
+
     pub async fn events(&self, after: Option<u64>) -> Result<Feed, Problem> {
         self.ask(|reply| Request::Events { after, reply }).await
     }
@@ -125,6 +184,41 @@ impl Handle {
 
     /// Puts another configuration in the place of the one in use.
     pub async fn replace(
+        &self,
+        config: Config,
+        if_match: Option<String>,
+        dry_run: bool,
+    ) -> Result<Applied, Problem> {
+        if dry_run {
+            return self.foresee(config, if_match).await;
+        }
+        self.ask_to_replace(config, if_match, false).await
+    }
+
+    /// A dry run. Hash tables are built beside the management loop, which forwards no packet but
+    /// checks and answers.
+    async fn foresee(&self, new: Config, if_match: Option<String>) -> Result<Applied, Problem> {
+        loop {
+            let current = self.config().await?;
+            let tag = etag(&current);
+            let (old, other) = (Arc::clone(&current), new.clone());
+            let slots = tokio::task::spawn_blocking(move || slots_moved(&old, &other));
+            let slots = slots.await.map_err(|_| Problem::fault())?;
+            let asked = self.ask_to_replace(new.clone(), if_match.clone(), true);
+            let mut applied = asked.await?;
+            if applied.etag != tag {
+                // Overtaken by another change.
+                continue;
+            }
+            for impact in &mut applied.impact {
+                let share = slots.get(&impact.service);
+                impact.slots_moved_percent = share.copied().unwrap_or(0.0);
+            }
+            return Ok(applied);
+        }
+    }
+
+    async fn ask_to_replace(
         &self,
         config: Config,
         if_match: Option<String>,

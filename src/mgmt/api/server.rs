@@ -16,6 +16,7 @@ use super::problem::Problem;
 use super::request::{ConnectionFilter, Handle};
 use super::socket::Socket;
 use super::stream;
+use super::trace::{Trace, TraceRequest};
 use super::view::{Connections, ServiceStatus, Status};
 use crate::mgmt::config::{parse, to_toml};
 use crate::mgmt::faults::Faults;
@@ -64,6 +65,7 @@ fn reading() -> Router<Handle> {
         .route("/v1/services", get(services))
         .route("/v1/services/{name}", get(service))
         .route("/v1/connections", get(connections))
+        .route("/v1/trace", get(trace))
         .route("/v1/config", get(config))
         .route("/v1/events", get(stream::events))
         .route("/v1/openapi.json", get(description))
@@ -105,6 +107,16 @@ async fn connections(
 ) -> Result<Json<Connections>, Problem> {
     let Query(filter) = filter.map_err(|rejection| Problem::bad_query(&rejection.body_text()))?;
     handle.connections(filter).await.map(Json)
+}
+
+/// What would become of a packet, and why; nothing is sent and nothing changed.
+#[utoipa::path(get, path = "/v1/trace", tag = "state", params(TraceRequest), responses((status = 200, body = Trace), (status = "default", response = Failed)))]
+async fn trace(
+    State(handle): State<Handle>,
+    request: Result<Query<TraceRequest>, QueryRejection>,
+) -> Result<Json<Trace>, Problem> {
+    let Query(request) = request.map_err(|rejection| Problem::bad_query(&rejection.body_text()))?;
+    handle.trace(request).await.map(Json)
 }
 
 /// The configuration in use, as TOML, with its tag.
@@ -160,6 +172,7 @@ pub(super) struct Failed(Problem);
         services,
         service,
         connections,
+        trace,
         config,
         stream::events,
         description,

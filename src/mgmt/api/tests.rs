@@ -69,6 +69,13 @@ async fn management(mut requests: mpsc::Receiver<Request>) {
     while let Some(request) = requests.recv().await {
         match request {
             Request::Events { after, reply } => drop(reply.send(events.follow(after))),
+            Request::Trace { request, reply } => {
+                let packet = format!("{} {} {}", request.from, request.to, request.flags);
+                let _ = reply.send(Ok(Trace {
+                    packet,
+                    ..Trace::default()
+                }));
+            }
             Request::Metrics(reply) => drop(reply.send(Families::default())),
             Request::Fault { .. } => panic!("the path does not exist"),
             Request::Status(reply) => {
@@ -445,6 +452,19 @@ fn errors_are_problem_details_that_say_what_to_do() {
             ("GET", "/v2", 404, "no-such-path"),
             ("DELETE", "/v1/status", 405, "wrong-method"),
             ("GET", "/v1/connections?client=x", 400, "bad-query"),
+            (
+                "GET",
+                "/v1/connections?client=192.0.2.0/33",
+                400,
+                "bad-query",
+            ),
+            ("GET", "/v1/trace", 400, "bad-query"),
+            (
+                "GET",
+                "/v1/trace?from=192.0.2.1&to=192.0.2.80:80",
+                400,
+                "bad-query",
+            ),
             ("GET", "/v1/connections?clint=192.0.2.1", 400, "bad-query"),
             ("GET", "/v1/connections?limit=-1", 400, "bad-query"),
             ("GET", "/v1/events?after=x", 400, "bad-query"),

@@ -5,12 +5,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Appliance;
+use super::news::tracked;
 use crate::lb::listing;
-use crate::mgmt::api::{self, ConnectionFilter, Connections, Request};
-use crate::mgmt::config::{self, Change, Config};
+use crate::lb::trace::Question;
+use crate::mgmt::api::{self, ConnectionFilter, Connections, Request, Trace, TraceRequest};
+use crate::mgmt::config::{self, Backend, Change, Config, Service};
 use crate::mgmt::events::{EventKind, Happening};
 use crate::mgmt::faults;
+use crate::mgmt::impact::flows_moved;
 use crate::mgmt::metrics;
+use crate::mgmt::trace::Tracing;
 use crate::worker::Message;
 
 /// A question for connections that is being answered, bucket by bucket, worker by worker.
@@ -45,6 +49,7 @@ impl Appliance {
                 self.fault = Some((Instant::now() + faults::DELAY, fault));
                 let _ = reply.send(());
             }
+            Request::Trace { request, reply } => self.trace(&request, reply),
             Request::Connections { filter, reply } => {
                 self.questions += 1;
                 self.listings.push_back(Listing {
@@ -68,7 +73,14 @@ impl Appliance {
         if_match: Option<&str>,
         dry_run: bool,
     ) -> Result<api::Applied, api::Problem> {
-        let applied = api::decide(&self.desired.config, &config, if_match, dry_run)?;
+        let mut applied = api::decide(&self.desired.config, &config, if_match, dry_run)?;
+        if dry_run {
+            let flows = |service: &Service, backend: &Backend| {
+                let id = self.desired.find_backend(service, backend);
+                id.map_or(0, |id| tracked(&self.workers, id))
+            };
+            applied.impact = flows_moved(&self.desired.config, &config, flows);
+        }
         if !dry_run && !applied.diff.is_empty() {
             self.tell(changed(&applied.diff.changes));
             for warning in &applied.warnings {
@@ -97,6 +109,36 @@ impl Appliance {
         };
         let message = format!("reload of {}: refused: {refused}", path.display());
         self.tell(Happening::new(EventKind::ReloadRefused, message));
+    }
+
+    /// Asks the owner of a packet's flow what it knows.
+    fn trace(
+        &mut self,
+        request: &TraceRequest,
+        reply: tokio::sync::oneshot::Sender<Result<Trace, api::Problem>>,
+    ) {
+        self.questions += 1;
+        let begun = Tracing::begin(self.questions, request, &self.current, reply);
+        if let Some((tracing, question)) = begun {
+            self.tracings.push(tracing);
+            self.traced(question);
+        }
+    }
+
+    /// A worker has said what it knows: on to the next, or the answer.
+    pub(super) fn traced(&mut self, question: Box<Question>) {
+        let asks = |tracing: &Tracing| tracing.number == question.number;
+        let Some(at) = self.tracings.iter().position(asks) else {
+            return;
+        };
+        let next = question.next().map(usize::from);
+        match next.and_then(|worker| self.workers.get_mut(worker)) {
+            Some(worker) => worker.send(Message::Trace(question)),
+            None => {
+                let tracing = self.tracings.swap_remove(at);
+                tracing.answer(&question, &self.source());
+            }
+        }
     }
 
     /// Asks the worker whose turn it is for its connections from a bucket on.

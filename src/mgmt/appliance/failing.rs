@@ -12,6 +12,7 @@ impl Appliance {
     pub fn put_in_order(&mut self) {
         // Whoever waits for these is told; what workers still answer is nobody's.
         self.listings.clear();
+        self.tracings.clear();
         self.building = None;
         self.rings_held = None;
         let config = match self.before.take() {
