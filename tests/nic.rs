@@ -300,6 +300,26 @@ fn all_is_undone_in_reverse() {
 }
 
 #[test]
+fn a_card_is_switched_on_and_off_again() {
+    let machine = usual();
+    let flags = "sys/class/net/enp3s0/flags";
+    machine.write(flags, "0x1002\n");
+    machine.done(&["up", PF]);
+    assert_eq!(machine.read("ip.log"), "link set dev enp3s0 up\n");
+    machine.done(&["undo"]);
+    assert!(
+        machine
+            .read("ip.log")
+            .ends_with("link set dev enp3s0 down\n")
+    );
+
+    machine.write(flags, "0x1003\n");
+    machine.done(&["up", "enp3s0"]);
+    assert_eq!(machine.read("ip.log").lines().count(), 2, "it is up");
+    assert_eq!(machine.done(&["undo"]), "nothing to undo\n");
+}
+
+#[test]
 fn a_file_of_commands_is_applied_as_far_as_it_is_right() {
     let machine = usual();
     let file = machine.root.join("nic.conf");

@@ -173,7 +173,7 @@ fn staged() -> Folder {
         "usr/bin/evenkeel",
         "usr/sbin/evenkeel-nic",
         "usr/lib/evenkeel/huge-pages",
-        "bin/kill",
+        "bin/sh",
     ] {
         let path = root.write(program, "#!/bin/sh\n");
         assert!(
