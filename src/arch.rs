@@ -5,18 +5,23 @@
 
 use std::ops::{Deref, DerefMut};
 
+/// The tags of a bucket: a cache line.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub struct TagLine(pub [u16; 32]);
+
 /// A bit for each of the 32 tags of a line that equals `tag`; bit 0 is the first.
 #[inline(always)]
-pub fn match_tags(line: &[u16; 32], tag: u16) -> u32 {
+pub fn match_tags(line: &TagLine, tag: u16) -> u32 {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::*;
-        let pointer = line.as_ptr().cast::<__m128i>();
-        // SAFETY: SSE2 is part of every x86-64; the four unaligned loads cover exactly the 64
-        // bytes of `line`.
+        let pointer = line.0.as_ptr().cast::<__m128i>();
+        // SAFETY: SSE2 is part of every x86-64; the four loads cover exactly the 64 bytes of
+        // `line`, which is aligned to them.
         unsafe {
             let wanted = _mm_set1_epi16(tag.cast_signed());
-            let equal = |i: usize| _mm_cmpeq_epi16(_mm_loadu_si128(pointer.add(i)), wanted);
+            let equal = |i: usize| _mm_cmpeq_epi16(_mm_load_si128(pointer.add(i)), wanted);
             let low = _mm_movemask_epi8(_mm_packs_epi16(equal(0), equal(1))).cast_unsigned();
             let high = _mm_movemask_epi8(_mm_packs_epi16(equal(2), equal(3))).cast_unsigned();
             low | high << 16
@@ -28,10 +33,111 @@ pub fn match_tags(line: &[u16; 32], tag: u16) -> u32 {
 
 /// What [`match_tags`] computes, in plain code: the definition its tests compare with.
 #[cfg(any(test, not(target_arch = "x86_64")))]
-fn match_tags_portable(line: &[u16; 32], tag: u16) -> u32 {
-    line.iter()
+fn match_tags_portable(line: &TagLine, tag: u16) -> u32 {
+    line.0
+        .iter()
         .enumerate()
         .fold(0, |mask, (i, &t)| mask | u32::from(t == tag) << i)
+}
+
+/// What a CPU has beyond the instructions that everything is compiled for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Cpu {
+    /// True only where the CPU has them: the proof that [`Cpu::run`] rests on.
+    avx2: bool,
+}
+
+/// Work that is compiled for each kind of CPU. `run`, and what it calls and is meant to gain, must be
+/// `#[inline(always)]`: functions that stand apart are compiled for all CPUs.
+pub trait Hot {
+    type Output;
+    fn run<T: Tags>(self) -> Self::Output;
+}
+
+/// How a kind of CPU compares a line of tags.
+pub trait Tags {
+    /// As [`match_tags`].
+    fn matching(line: &TagLine, tag: u16) -> u32;
+}
+
+/// Of every CPU; the other kinds are named in this file alone, so that none runs where it cannot.
+pub struct Any;
+
+impl Tags for Any {
+    #[inline(always)]
+    fn matching(line: &TagLine, tag: u16) -> u32 {
+        match_tags(line, tag)
+    }
+}
+
+impl Cpu {
+    /// Any CPU that the program runs on.
+    pub const ANY: Self = Self { avx2: false };
+
+    /// This machine's.
+    pub fn this() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        let avx2 = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("bmi1")
+            && is_x86_feature_detected!("bmi2")
+            && is_x86_feature_detected!("movbe");
+        #[cfg(not(target_arch = "x86_64"))]
+        let avx2 = false;
+        Self { avx2 }
+    }
+
+    /// Does the work with the best code for this CPU.
+    #[inline(always)]
+    pub fn run<H: Hot>(self, hot: H) -> H::Output {
+        #[cfg(target_arch = "x86_64")]
+        if self.avx2 {
+            // SAFETY: `avx2` was set because the CPU has all these instructions.
+            return unsafe { newer::run(hot) };
+        }
+        hot.run::<Any>()
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod newer {
+    use super::{Hot, TagLine, Tags};
+    use std::arch::x86_64::*;
+
+    struct Avx2;
+
+    #[target_feature(enable = "avx2,bmi1,bmi2,movbe")]
+    pub fn run<H: Hot>(hot: H) -> H::Output {
+        hot.run::<Avx2>()
+    }
+
+    impl Tags for Avx2 {
+        #[inline(always)]
+        fn matching(line: &TagLine, tag: u16) -> u32 {
+            // SAFETY: the type is only used in `run`, so the CPU has AVX2.
+            unsafe { matching(line, tag) }
+        }
+    }
+
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn matching(line: &TagLine, tag: u16) -> u32 {
+        let pointer = line.0.as_ptr().cast::<__m256i>();
+        let wanted = _mm256_set1_epi16(tag.cast_signed());
+        // SAFETY: the two loads cover exactly the 64 bytes of `line`, which is aligned to them.
+        let (first, second) = unsafe {
+            (
+                _mm256_load_si256(pointer),
+                _mm256_load_si256(pointer.add(1)),
+            )
+        };
+        let both = _mm256_packs_epi16(
+            _mm256_cmpeq_epi16(first, wanted),
+            _mm256_cmpeq_epi16(second, wanted),
+        );
+        // Packing goes by halves of the registers: their order is put right.
+        let ordered = _mm256_permute4x64_epi64::<0b11_01_10_00>(both);
+        _mm256_movemask_epi8(ordered).cast_unsigned()
+    }
 }
 
 /// Asks the cache for the line that holds the start of `value`. Never faults.
@@ -66,8 +172,6 @@ pub fn prefetch_index<T>(values: &[T], index: usize) {
 /// # Safety
 /// The all-zero bit pattern must be a valid value of the type, and the type must not need `Drop`.
 pub unsafe trait Zeroed: Copy {}
-// SAFETY: arrays of integers: every bit pattern is valid.
-unsafe impl Zeroed for [u16; 32] {}
 // SAFETY: an integer.
 unsafe impl Zeroed for u32 {}
 // SAFETY: an integer.
@@ -195,18 +299,28 @@ impl<T: Zeroed> Drop for Region<T> {
 mod tests {
     use super::*;
 
+    struct Matching<'l>(&'l TagLine, u16);
+
+    impl Hot for Matching<'_> {
+        type Output = u32;
+
+        fn run<T: Tags>(self) -> u32 {
+            T::matching(self.0, self.1)
+        }
+    }
+
     #[test]
-    fn tags_match_as_the_portable_definition_says() {
-        let mut line = [0u16; 32];
-        for (i, tag) in line.iter_mut().enumerate() {
+    fn tags_match_as_the_portable_definition_says_on_every_cpu() {
+        let mut line = TagLine([0; 32]);
+        for (i, tag) in line.0.iter_mut().enumerate() {
             *tag = [0, 1, 0x7fff, 0x8000, 0xffff, 0x00ff, 0xff00][i * 5 % 7];
         }
         for tag in [0, 1, 2, 0x7fff, 0x8000, 0xffff, 0x00ff, 0xff00] {
-            assert_eq!(
-                match_tags(&line, tag),
-                match_tags_portable(&line, tag),
-                "tag {tag:#x}"
-            );
+            let wanted = match_tags_portable(&line, tag);
+            for cpu in [Cpu::ANY, Cpu::this()] {
+                let found = cpu.run(Matching(&line, tag));
+                assert_eq!(found, wanted, "tag {tag:#x}, {cpu:?}");
+            }
         }
     }
 

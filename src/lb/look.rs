@@ -4,6 +4,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::arch::{Any, Hot, Tags};
+
 use super::conn::settling;
 use super::counters::DropReason;
 use super::flow::{Address, FlowKey, endpoint_hash};
@@ -163,19 +165,38 @@ fn station([a, b, c, d, e, f]: [u8; 6]) -> u64 {
     u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
 }
 
+struct SecondPass<'a> {
+    shard: &'a Shard,
+    looks: &'a mut [Look],
+}
+
+impl Hot for SecondPass<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<T: Tags>(self) {
+        for look in self.looks {
+            self.shard.reach::<T>(look);
+        }
+    }
+}
+
 impl Shard {
     /// First pass: what each frame is, and a request for its bucket.
     #[inline(always)]
     pub(super) fn first_pass<F: Frame>(&self, burst: &Burst, frames: &[F], looks: &mut [Look]) {
         let (mut at, count) = (0, frames.len());
         while at < count {
-            if burst.requests_alone {
-                at += self.aim_run::<Ipv4Addr, F, false>(burst, &frames[at..], &mut looks[at..]);
-                at += self.aim_run::<Ipv6Addr, F, false>(burst, &frames[at..], &mut looks[at..]);
+            let (rest, aims) = (&frames[at..], &mut looks[at..]);
+            at += if burst.requests_alone {
+                self.aim_both(burst, rest, aims, Self::aim_request, Self::aim_request)
+            } else if burst.one_way_alone {
+                self.aim_both(burst, rest, aims, Self::aim_owned, Self::aim_owned)
             } else if burst.port.is_none() {
-                at += self.aim_run::<Ipv4Addr, F, true>(burst, &frames[at..], &mut looks[at..]);
-                at += self.aim_run::<Ipv6Addr, F, true>(burst, &frames[at..], &mut looks[at..]);
-            }
+                self.aim_both(burst, rest, aims, Self::aim_sided, Self::aim_sided)
+            } else {
+                0
+            };
             if let Some(frame) = frames.get(at) {
                 self.look(burst, frame, &mut looks[at]);
                 at += 1;
@@ -183,16 +204,30 @@ impl Shard {
         }
     }
 
-    /// Where all plain packets belong to this worker: those of a family from the first frame on, up
-    /// to the first that is anything else. Returns how many. Without `TWO_WAY` they are requests.
-    #[inline(never)]
-    fn aim_run<A: Tracked, F: Frame, const TWO_WAY: bool>(
+    /// Where no packet needs a closer look than one of these functions takes: plain packets of IPv4
+    /// from the first frame on, and of IPv6 behind them. Returns how many.
+    #[inline(always)]
+    fn aim_both<F: Frame>(
         &self,
         burst: &Burst,
         frames: &[F],
         looks: &mut [Look],
+        aim_v4: impl Fn(&Self, &Burst, &FlowKey<Ipv4Addr>, &mut Look),
+        aim_v6: impl Fn(&Self, &Burst, &FlowKey<Ipv6Addr>, &mut Look),
     ) -> usize {
-        let seed = self.seed;
+        let done = self.aim_run(burst, frames, looks, aim_v4);
+        done + self.aim_run(burst, &frames[done..], &mut looks[done..], aim_v6)
+    }
+
+    /// Plain packets of a family from the first frame on, up to the first that is anything else.
+    #[inline(never)]
+    fn aim_run<A: Tracked, F: Frame>(
+        &self,
+        burst: &Burst,
+        frames: &[F],
+        looks: &mut [Look],
+        aim: impl Fn(&Self, &Burst, &FlowKey<A>, &mut Look),
+    ) -> usize {
         let mut done = 0;
         for (frame, look) in frames.iter().zip(looks) {
             let bytes = frame.bytes();
@@ -203,27 +238,44 @@ impl Shard {
                 break;
             };
             let key = packet.key;
+            look.kind = A::REQUEST;
             look.length = packet.length;
             look.settling = settling(key.protocol, packet.tcp_flags);
-            if TWO_WAY {
-                look.kind = A::REQUEST;
-                self.aim_at(burst.snapshot.side(&key), &key, look);
-            } else {
-                look.hash = endpoint_hash(&seed, key.protocol, key.source, key.source_port);
-                look.slot = A::table(&self.tables).prefetch_bucket(look.hash);
-                (look.kind, look.meets) = (A::REQUEST, Meets::Request);
-            }
+            aim(self, burst, &key, look);
             done += 1;
         }
         done
     }
 
-    /// Second pass.
+    /// A request that belongs to this worker.
+    #[inline(always)]
+    fn aim_request<A: Tracked>(&self, _: &Burst, key: &FlowKey<A>, look: &mut Look) {
+        look.hash = endpoint_hash(&self.seed, key.protocol, key.source, key.source_port);
+        look.meets = Meets::Request;
+        look.slot = A::table(&self.tables).prefetch_bucket(look.hash);
+    }
+
+    /// A request that may belong to another worker.
+    #[inline(always)]
+    fn aim_owned<A: Tracked>(&self, burst: &Burst, key: &FlowKey<A>, look: &mut Look) {
+        let owner = burst.snapshot.ownership.one_way(key);
+        if owner == self.worker {
+            return self.aim_request(burst, key, look);
+        }
+        (look.kind, look.meets) = (Kind::Elsewhere, Meets::Elsewhere);
+        look.hash = u64::from(owner);
+    }
+
+    /// A request or a reply that belongs to this worker.
+    #[inline(always)]
+    fn aim_sided<A: Tracked>(&self, burst: &Burst, key: &FlowKey<A>, look: &mut Look) {
+        self.aim_at(burst.snapshot.side(key), key, look);
+    }
+
+    /// Second pass: a request for each packet's entry.
     #[inline(never)]
     pub(super) fn second_pass(&self, looks: &mut [Look]) {
-        for look in looks {
-            self.reach(look);
-        }
+        self.cpu.run(SecondPass { shard: self, looks });
     }
 
     /// First pass over any frame.
@@ -262,21 +314,12 @@ impl Shard {
             Kind::V4 | Kind::V6 => burst.requests_alone,
             _ => burst.odd_requests_alone,
         };
-        if !requests_alone {
-            if !burst.one_way_alone {
-                // A copy, so that the key stays in registers otherwise.
-                return self.aim_by_side(burst, &{ key }, look);
-            }
-            let owner = burst.snapshot.ownership.one_way(&key);
-            if owner != self.worker {
-                (look.kind, look.meets) = (Kind::Elsewhere, Meets::Elsewhere);
-                look.hash = u64::from(owner);
-                return;
-            }
+        match (requests_alone, burst.one_way_alone) {
+            (true, _) => self.aim_request(burst, &key, look),
+            (false, true) => self.aim_owned(burst, &key, look),
+            // A copy, so that the key stays in registers otherwise.
+            (false, false) => self.aim_by_side(burst, &{ key }, look),
         }
-        look.hash = endpoint_hash(&self.seed, key.protocol, key.source, key.source_port);
-        look.meets = Meets::Request;
-        look.slot = A::table(&self.tables).prefetch_bucket(look.hash);
     }
 
     /// As [`Shard::aim`], where there are replies and other workers.
@@ -313,10 +356,16 @@ impl Shard {
 
     /// Second pass over a frame: a request for the entry.
     #[inline(always)]
-    fn reach(&self, look: &mut Look) {
+    fn reach<T: Tags>(&self, look: &mut Look) {
         match look.kind {
-            Kind::V4 => self.tables.v4.prefetch_entry(&mut look.slot, look.hash),
-            Kind::V6 => self.tables.v6.prefetch_entry(&mut look.slot, look.hash),
+            Kind::V4 => self
+                .tables
+                .v4
+                .prefetch_entry::<T>(&mut look.slot, look.hash),
+            Kind::V6 => self
+                .tables
+                .v6
+                .prefetch_entry::<T>(&mut look.slot, look.hash),
             _ => self.reach_other(look),
         }
     }
@@ -328,10 +377,14 @@ impl Shard {
         }
         match look.kind {
             Kind::V4 | Kind::ReplyV4 | Kind::OddV4 => {
-                self.tables.v4.prefetch_entry(&mut look.slot, look.hash);
+                self.tables
+                    .v4
+                    .prefetch_entry::<Any>(&mut look.slot, look.hash);
             }
             Kind::V6 | Kind::ReplyV6 | Kind::OddV6 => {
-                self.tables.v6.prefetch_entry(&mut look.slot, look.hash);
+                self.tables
+                    .v6
+                    .prefetch_entry::<Any>(&mut look.slot, look.hash);
             }
             Kind::Elsewhere | Kind::Unusual => {}
         }

@@ -8,7 +8,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use crate::arch::Populate;
+use crate::arch::{Cpu, Populate};
 
 use super::answers::{AnswerLimits, AnswerRates, to_client};
 use super::conn::{Conn, From, State, flag, next_state};
@@ -114,6 +114,8 @@ pub struct Shard {
     /// Those that came by queues that are proven.
     pub(super) bursts: u32,
     looks: Looks,
+    /// What the passes are compiled for.
+    pub cpu: Cpu,
 }
 
 /// Where a packet's entry should be.
@@ -166,6 +168,7 @@ impl Shard {
             smallest_mtu: 0,
             bursts: 0,
             looks: looks(),
+            cpu: Cpu::this(),
         })
     }
 
@@ -239,7 +242,11 @@ impl Shard {
             // A packet of another kind may be settled; one of the same is not.
             let at = rest.at;
             if at < count && looks[at].kind == kind {
-                let verdict = self.look_up(burst, now, &mut rest.frames[at], &looks[at], outbox);
+                let (frame, look) = (&mut rest.frames[at], &looks[at]);
+                let verdict = match kind {
+                    Kind::Elsewhere => Verdict::HandOff(look.hash as u8),
+                    _ => self.look_up(burst, now, frame, look, outbox),
+                };
                 rest.verdicts[at] = verdict;
                 exits.note(verdict);
                 rest.at += 1;
@@ -265,10 +272,7 @@ impl Shard {
             Kind::V6 | Kind::ReplyV6 => {
                 self.plain::<Ipv6Addr, O>(burst.snapshot, now, frame, look, outbox)
             }
-            Kind::Elsewhere => Verdict::HandOff(look.hash as u8),
-            Kind::OddV4 | Kind::OddV6 | Kind::Unusual => {
-                self.unusual(burst, now, frame, look, outbox)
-            }
+            _ => self.unusual(burst, now, frame, look, outbox),
         }
     }
 

@@ -11,7 +11,7 @@
 //! what matches is decided by the caller on the full key. Runs on workers; never allocates after
 //! [`ConnTable::new`].
 
-use crate::arch::{Region, match_tags, prefetch, prefetch_index};
+use crate::arch::{Region, TagLine, Tags, match_tags, prefetch, prefetch_index};
 
 use super::conn::{Conn, State, flag};
 use super::flow::{Address, Seed, endpoint_hash};
@@ -64,7 +64,7 @@ pub struct Inserted<A: Address> {
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct Bucket<A: Address> {
-    tags: [u16; WAYS],
+    tags: TagLine,
     conns: [Conn<A>; WAYS],
 }
 
@@ -190,11 +190,11 @@ impl<A: Address> ConnTable<A> {
     /// Second pass: asks for the entry that most likely matches and sets `slot`, the begin of the
     /// bucket so far, to it; or asks for the second bucket.
     #[inline(always)]
-    pub fn prefetch_entry(&self, slot: &mut Slot, hash: u64) {
+    pub fn prefetch_entry<T: Tags>(&self, slot: &mut Slot, hash: u64) {
         let Some(Bucket { tags, conns }) = self.buckets.get(slot.bucket()) else {
             return;
         };
-        let found = match_tags(tags, Self::tag(hash));
+        let found = T::matching(tags, Self::tag(hash));
         if found != 0 {
             let way = found.trailing_zeros();
             prefetch(&conns[way as usize % WAYS]);
@@ -321,7 +321,7 @@ impl<A: Address> ConnTable<A> {
             let (from, to) = (old * self.lanes + lane, new * self.lanes + lane);
             for way in 0..WAYS {
                 let slot = Slot((from * WAYS + way) as u32);
-                let tag = self.buckets[from].tags[way];
+                let tag = self.buckets[from].tags.0[way];
                 if tag == 0 {
                     continue;
                 }
@@ -360,7 +360,7 @@ impl<A: Address> ConnTable<A> {
         for lane in 0..self.lanes {
             let (from, to) = (last * self.lanes + lane, into * self.lanes + lane);
             for way in 0..WAYS {
-                let tag = self.buckets[from].tags[way];
+                let tag = self.buckets[from].tags.0[way];
                 if tag != 0
                     && let Some(slot) = self.free_slot(to)
                 {
@@ -389,7 +389,7 @@ impl<A: Address> ConnTable<A> {
     #[inline(always)]
     fn put(&mut self, slot: Slot, tag: u16, conn: Conn<A>) {
         let bucket = &mut self.buckets[slot.bucket()];
-        bucket.tags[slot.way()] = tag;
+        bucket.tags.0[slot.way()] = tag;
         bucket.conns[slot.way()] = conn;
         self.length += 1;
     }
@@ -425,7 +425,7 @@ impl<A: Address> ConnTable<A> {
     /// Takes an entry out and returns it.
     pub fn remove(&mut self, slot: Slot) -> Conn<A> {
         let Bucket { tags, conns } = &mut self.buckets[slot.bucket()];
-        tags[slot.way()] = 0;
+        tags.0[slot.way()] = 0;
         self.length -= 1;
         let conn = conns[slot.way()];
         conns[slot.way()].state = State::None;
@@ -474,7 +474,7 @@ impl<A: Address> ConnTable<A> {
             .filter(|&b| b < self.buckets())
             .flat_map(move |bucket| {
                 (0..WAYS)
-                    .filter(move |&way| self.buckets[bucket].tags[way] != 0)
+                    .filter(move |&way| self.buckets[bucket].tags.0[way] != 0)
                     .map(move |way| {
                         let slot = Slot((bucket * WAYS + way) as u32);
                         (slot, self.get(slot))

@@ -22,6 +22,12 @@ impl HandOffs {
         }
     }
 
+    /// There is no other worker.
+    #[inline(always)]
+    pub fn is_alone(&self) -> bool {
+        self.rings.len() <= 1
+    }
+
     /// Takes a packet for the worker `owner`.
     #[inline(always)]
     pub fn put(&mut self, mbuf: Mbuf, owner: u8, counters: &WorkerCounters) {

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::exit;
 use std::sync::Arc;
 
+use balancer::arch::Cpu;
 use balancer::lb::counters::WorkerCounters;
 use balancer::lb::fixture::{
     Build, Lab, TestOutbox, VIP, VIP6, checksums_are_right, tcp4, tcp6, udp4, udp6,
@@ -262,9 +263,11 @@ fn main() {
         services: 1,
     };
     let counters = Arc::new(WorkerCounters::new(BACKENDS));
-    let shard = Shard::new(size, SEED, 0, 1, Arc::clone(&counters))
+    let mut shard = Shard::new(size, SEED, 0, 1, Arc::clone(&counters))
         .and_then(|shard| shard.with_local_ports(2, 4, Ownership::default()))
         .unwrap_or_else(|error| fail(&error.to_string()));
+    // The same code on every machine.
+    shard.cpu = Cpu::ANY;
     let mut bench = Bench {
         shard,
         snapshot: case.lab().snapshot,
