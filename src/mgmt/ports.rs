@@ -1,7 +1,7 @@
 //! The running ports, their links and their resets.
 //!
 //! A device may ask for a reset: a virtual function does when its physical function went down or was
-//! set anew. Then the workers give its queues back, it is reset and started as it was before (queues,
+//! set anew, or it stops without a word, and its link tells. Then the workers give its queues back, it is reset and started as it was before (queues,
 //! RSS, MTU, multicast), and the workers get the new queues. Meanwhile it is as if the cable was
 //! pulled: what would leave by the port is dropped and counted. Runs on the management thread; never
 //! touches a packet.
@@ -18,6 +18,34 @@ use super::workers::WorkerLink;
 
 /// Between two tries to start a port that would not.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// Drivers of virtual functions that receive and send nothing any more after their physical function
+/// went down, and never ask for a reset: the link, which goes down and comes back, is all they show.
+const SILENT: [&str; 1] = ["net_e1000_igb_vf"];
+/// How long the link must have been back before such a port is reset. Its link comes and goes while the
+/// physical function starts, which forgets what it was told before it is done.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// When a port whose driver says nothing is to be reset: its link went down, came back, and stayed.
+#[derive(Debug, Default)]
+struct Returned {
+    since: Option<Instant>,
+}
+
+impl Returned {
+    fn is_due(&mut self, was_up: bool, up: bool, now: Instant) -> bool {
+        self.since = match (was_up, up) {
+            (_, false) => None,
+            (false, true) => Some(now),
+            (true, true) => self.since,
+        };
+        let is_due = self.since.is_some_and(|since| now - since >= SETTLE);
+        if is_due {
+            self.since = None;
+        }
+        is_due
+    }
+}
 
 /// What there is to know of a port that has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +95,7 @@ struct Managed {
     settings: PortConfig,
     state: State,
     link_up: bool,
+    returned: Returned,
     resets: u64,
 }
 
@@ -86,6 +115,7 @@ impl Ports {
             settings: running.settings,
             state: State::Running(running.port),
             link_up: true,
+            returned: Returned::default(),
             resets: 0,
         };
         Self {
@@ -240,7 +270,7 @@ impl Managed {
     ) -> Option<Change> {
         // Closed only for as long as this function looks for what comes next.
         let (next, change) = match std::mem::replace(&mut self.state, State::Closed) {
-            State::Running(port) => self.watch(port, index, workers),
+            State::Running(port) => self.watch(port, index, now, workers),
             State::Collecting { port, rx, tx } if self.is_complete(&rx, &tx) => {
                 (self.stop(port, rx, tx, now), None)
             }
@@ -272,6 +302,7 @@ impl Managed {
         &mut self,
         port: Port<Started>,
         index: usize,
+        now: Instant,
         workers: &mut [WorkerLink],
     ) -> (State, Option<Change>) {
         let events = port.events();
@@ -281,8 +312,16 @@ impl Managed {
                 self.name
             );
         }
-        if events.reset_needed {
-            tracing::warn!("port {}: its device asks for a reset", self.name);
+        let (was_up, up) = (self.link_up, port.link().up);
+        self.link_up = up;
+        let has_returned =
+            SILENT.contains(&self.info.driver.as_str()) && self.returned.is_due(was_up, up, now);
+        if events.reset_needed || has_returned {
+            let why = match has_returned {
+                false => "asks for a reset",
+                true => "has its link back, and needs a reset that its driver does not ask for",
+            };
+            tracing::warn!("port {}: its device {why}", self.name);
             for worker in workers {
                 worker.send(Message::Queues {
                     port: index,
@@ -293,8 +332,6 @@ impl Managed {
             let (rx, tx) = (Vec::new(), Vec::new());
             return (State::Collecting { port, rx, tx }, None);
         }
-        let (was_up, up) = (self.link_up, port.link().up);
-        self.link_up = up;
         match (was_up, up) {
             (false, true) => tracing::info!("port {}: link up", self.name),
             (true, false) => tracing::warn!("port {}: link down", self.name),
@@ -360,5 +397,25 @@ impl Managed {
             }
             Err(not_started) => again(not_started.port, not_started.error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silent_device_is_reset_once_its_link_is_back_to_stay() {
+        let (mut returned, start) = (Returned::default(), Instant::now());
+        let mut look =
+            |was_up, up, seconds| returned.is_due(was_up, up, start + Duration::from_secs(seconds));
+        assert!(!look(true, true, 0), "it was never down");
+        assert!(!look(true, false, 10));
+        assert!(!look(false, true, 11), "back");
+        assert!(!look(true, false, 14), "and gone again");
+        assert!(!look(false, true, 15));
+        assert!(!look(true, true, 19));
+        assert!(look(true, true, 20));
+        assert!(!look(true, true, 40), "once");
     }
 }
