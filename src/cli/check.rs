@@ -1,10 +1,20 @@
-//! `evenkeel check`: reads a configuration and starts nothing.
+//! `evenkeel check`: reads a configuration and starts nothing; with `--ports` it opens the ports too.
 
+use clap::Args;
 use serde::Serialize;
 
-use super::{CliError, ConfigFile, Shared, print, print_json};
+use super::{CliError, ConfigFile, Shared, check_ports, print, print_json};
 use crate::mgmt::config::{self, FileError, Invalid};
 use crate::mgmt::start::dpdk_memory_mib;
+
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Open the ports, which no other program may use meanwhile, and show what their devices can do
+    #[arg(long)]
+    ports: bool,
+}
 
 /// What `check --json` prints.
 #[derive(Serialize)]
@@ -25,9 +35,11 @@ struct Fault {
     text: String,
 }
 
-pub fn run(file: &ConfigFile, shared: &Shared) -> Result<(), CliError> {
-    let name = file.config.display();
-    match config::load(&file.config) {
+pub(super) fn run(args: &CheckArgs, shared: &Shared) -> Result<(), CliError> {
+    let file = &args.file.config;
+    let name = file.display();
+    match config::load(file) {
+        Ok(config) if args.ports => check_ports::run(&config, shared),
         Ok(config) if shared.json => {
             let huge_pages_mib = Some(dpdk_memory_mib(&config));
             print_json(&Verdict {

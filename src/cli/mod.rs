@@ -6,6 +6,7 @@
 
 mod change;
 mod check;
+mod check_ports;
 mod client;
 mod connections;
 mod events;
@@ -28,6 +29,7 @@ use thiserror::Error;
 
 use crate::mgmt::api::SocketError;
 use crate::mgmt::config::FileError;
+use crate::mgmt::survey::SurveyError;
 
 pub use client::ClientError;
 
@@ -38,6 +40,8 @@ pub enum CliError {
     Config(#[from] FileError),
     #[error(transparent)]
     Run(#[from] crate::mgmt::RunError),
+    #[error(transparent)]
+    Survey(#[from] SurveyError),
     #[error(transparent)]
     Client(#[from] ClientError),
     #[error(transparent)]
@@ -90,7 +94,7 @@ pub enum Command {
     /// Run the load balancer in the foreground until a signal ends it
     Run(run::RunArgs),
     /// Check a configuration and say what is wrong with it
-    Check(ConfigFile),
+    Check(check::CheckArgs),
     /// Show services and backends, ports, workers and drops
     Status(status::StatusArgs),
     /// List tracked connections
@@ -132,7 +136,7 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
     let shared = cli.shared;
     match cli.command {
         Command::Run(args) => run::run(&args),
-        Command::Check(file) => check::run(&file, &shared),
+        Command::Check(args) => check::run(&args, &shared),
         Command::Status(args) => status::run(&args, &shared),
         Command::Connections(args) => connections::run(&args, &shared),
         Command::Trace(args) => trace::run(&args, &shared),

@@ -26,6 +26,7 @@ pub mod signals;
 pub mod start;
 pub mod status;
 pub mod supervise;
+pub mod survey;
 pub mod timers;
 pub mod trace;
 pub mod watch;

@@ -186,7 +186,7 @@ fn eal_options(config: &Config) -> EalOptions {
 }
 
 /// A PCI address, not a virtual device.
-fn is_pci(device: &str) -> bool {
+pub(super) fn is_pci(device: &str) -> bool {
     let address = device.split(',').next().unwrap_or(device);
     address.contains(':') && !address.starts_with("net_")
 }
@@ -271,7 +271,7 @@ fn start_port(
 }
 
 /// The VLANs of a port.
-fn vlans(config: &Config, of: &config::Port) -> Vec<u16> {
+pub(super) fn vlans(config: &Config, of: &config::Port) -> Vec<u16> {
     let vlan = |port: &config::Port| match &port.attachment {
         Attachment::Vlan { parent, id } if *parent == of.name => Some(*id),
         _ => None,
@@ -279,7 +279,7 @@ fn vlans(config: &Config, of: &config::Port) -> Vec<u16> {
     config.ports.iter().filter_map(vlan).collect()
 }
 
-fn mac_text(mac: &[u8; 6]) -> String {
+pub(super) fn mac_text(mac: &[u8; 6]) -> String {
     let parts: Vec<String> = mac.iter().map(|b| format!("{b:02x}")).collect();
     parts.join(":")
 }

@@ -34,5 +34,5 @@ pub use mempool::{Mempool, MempoolError};
 pub use queue::{RxQueue, TxBuffer, TxQueue, TxStats};
 pub use ring::RingError;
 pub use types::{
-    Link, PortConfig, PortError, PortEvents, PortInfo, PortStats, RssConfig, RssState, rss,
+    Link, PortConfig, PortError, PortEvents, PortInfo, PortStats, RssConfig, RssState, offload, rss,
 };

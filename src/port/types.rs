@@ -166,3 +166,19 @@ pub struct PortEvents {
     pub reset_needed: bool,
     pub removed: bool,
 }
+
+/// What a device can do by itself: flags of [`PortInfo::rx_offloads`] and, those of TX, of
+/// [`PortInfo::tx_offloads`].
+pub mod offload {
+    use super::super::sys;
+
+    pub const RX_IPV4_CHECKSUM: u64 = sys::EK_RX_OFFLOAD_IPV4_CKSUM;
+    pub const RX_TCP_CHECKSUM: u64 = sys::EK_RX_OFFLOAD_TCP_CKSUM;
+    pub const RX_UDP_CHECKSUM: u64 = sys::EK_RX_OFFLOAD_UDP_CKSUM;
+    pub const RX_VLAN_STRIP: u64 = sys::EK_RX_OFFLOAD_VLAN_STRIP;
+    pub const RX_VLAN_FILTER: u64 = sys::EK_RX_OFFLOAD_VLAN_FILTER;
+    pub const TX_IPV4_CHECKSUM: u64 = sys::EK_TX_OFFLOAD_IPV4_CKSUM;
+    pub const TX_TCP_CHECKSUM: u64 = sys::EK_TX_OFFLOAD_TCP_CKSUM;
+    pub const TX_UDP_CHECKSUM: u64 = sys::EK_TX_OFFLOAD_UDP_CKSUM;
+    pub const TX_VLAN_INSERT: u64 = sys::EK_TX_OFFLOAD_VLAN_INSERT;
+}
