@@ -127,12 +127,28 @@ start_unwrapping() {
   fi
 }
 
-# Plugs the TAP port of process PID into the switch; true once evenkeel answers a ping through it.
-# The DPDK driver gives the port's MAC address to the kernel's end too, and a bridge keeps what other
+# The wire of an AF_PACKET or AF_XDP port: evenkeel has one end, the switch the other. Nothing along it
+# may leave checksums or segments to a card, which is not there.
+create_veth() {
+  ip -n "$BALANCER" link add "$TAP" mtu $MTU type veth peer name to-evenkeel mtu $MTU
+  ip -n "$BALANCER" link set to-evenkeel master lan up
+  # An AF_PACKET port gets copies, and Linux the packets: it must neither answer nor forward them.
+  sysctl_in "$BALANCER" ipv4/conf/$TAP/forwarding 0
+  sysctl_in "$BALANCER" ipv4/conf/$TAP/arp_ignore 8
+  sysctl_in "$BALANCER" ipv6/conf/$TAP/disable_ipv6 1
+  ip -n "$BALANCER" link set "$TAP" up
+  for device in "$TAP" to-evenkeel; do
+    in_host "$BALANCER" ethtool -K "$device" tx off rx off gso off gro off tso off >/dev/null 2>&1 || true
+  done
+}
+
+# Plugs the port of process PID into the switch; true once evenkeel answers a ping through it.
+# The DPDK driver gives a TAP port's MAC address to the kernel's end too, and a bridge keeps what other
 # members send to an address of its own. Not before the port is started, which sets it.
-attach_tap() {
+# attach_port PID DEVICE
+attach_port() {
   kill -0 "$1" || return 99
-  ip -n "$BALANCER" link set $TAP master lan up &&
-    in_host "$BALANCER" ping -c1 -W1 -n 192.0.2.2 &&
-    ip -n "$BALANCER" link set $TAP address 02:00:00:00:00:fe
+  [ "$2" != tap ] || ip -n "$BALANCER" link set $TAP master lan up || return 1
+  in_host "$BALANCER" ping -c1 -W1 -n 192.0.2.2 || return 1
+  [ "$2" != tap ] || ip -n "$BALANCER" link set $TAP address 02:00:00:00:00:fe
 }
