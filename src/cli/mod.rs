@@ -17,6 +17,7 @@ mod status;
 mod table;
 mod trace;
 mod version;
+mod vips;
 
 #[cfg(test)]
 mod tests;
@@ -113,6 +114,14 @@ pub enum Command {
     /// Add, change, drain or remove a backend
     #[command(subcommand)]
     Backend(change::BackendCommand),
+    /// Show who answers for the VIPs
+    Vips,
+    /// Withdraw all VIPs, so that other instances get what is new; connections go on
+    Drain,
+    /// End the drain
+    Undrain,
+    /// Exit with 0 if this evenkeel wants traffic, and with 1 if not
+    Ready(vips::ReadyArgs),
     /// Turn what ipvsadm or keepalived have into a configuration
     Import(import::ImportArgs),
     /// Print the versions of evenkeel and DPDK
@@ -145,6 +154,10 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
         Command::Save(file) => change::save(&file, &shared),
         Command::Service(command) => change::service(&command, &shared),
         Command::Backend(command) => change::backend(&command, &shared),
+        Command::Vips => vips::vips(&shared),
+        Command::Drain => vips::drain(true, &shared),
+        Command::Undrain => vips::drain(false, &shared),
+        Command::Ready(args) => vips::ready(&args, &shared),
         Command::Import(args) => import::run(&args, &shared),
         Command::Version => version::run(&shared),
     }

@@ -293,6 +293,7 @@ fn kernel(interfaces: &[KernelStatus]) -> String {
         " Withheld",
         " FromLinux",
         " Dropped",
+        " Routes",
     ]);
     for interface in interfaces {
         table.row(vec![
@@ -303,6 +304,7 @@ fn kernel(interfaces: &[KernelStatus]) -> String {
             count(interface.withheld),
             count(interface.from_linux),
             count(interface.from_linux_dropped),
+            interface.routes.to_string(),
         ]);
     }
     if table.is_empty() {

@@ -28,6 +28,7 @@ pub mod mtu;
 pub mod owner;
 pub mod parse;
 pub mod persistence;
+pub mod prefix_map;
 pub mod queues;
 pub mod related;
 pub mod reset;

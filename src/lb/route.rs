@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 
+use super::prefix_map::PrefixMap;
 use super::snapshot::FastMap;
 
 /// How to put a frame on the wire: the Ethernet addresses and the port.
@@ -14,7 +15,7 @@ pub struct Link {
 }
 
 /// An address prefix. Host bits are zero.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, PartialOrd, Ord)]
 pub struct Prefix {
     pub address: IpAddr,
     pub length: u8,
@@ -61,30 +62,62 @@ pub enum Target {
     Via(Option<Link>),
 }
 
+/// Up to here a search through all is faster than hashing.
+const FEW: usize = 16;
+
 /// The routing table and the neighbours, read-only.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Routes {
-    /// Longest prefix first.
-    routes: Vec<(Prefix, Target)>,
+    table: Table,
     neighbours: FastMap<IpAddr, Link>,
 }
 
+#[derive(Clone, Debug, PartialEq)]
+enum Table {
+    /// Longest prefix first.
+    Few(Vec<(Prefix, Target)>),
+    Many(PrefixMap<Target>),
+}
+
+impl Default for Routes {
+    fn default() -> Self {
+        Self::new(Vec::new(), FastMap::default())
+    }
+}
+
 impl Routes {
+    /// Of several targets of a prefix the first one counts.
     pub fn new(mut routes: Vec<(Prefix, Target)>, neighbours: FastMap<IpAddr, Link>) -> Self {
-        routes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.length));
-        Self { routes, neighbours }
+        if routes.len() <= FEW {
+            routes.sort_by_key(|&(prefix, _)| (std::cmp::Reverse(prefix.length), prefix));
+            let table = Table::Few(routes);
+            return Self { table, neighbours };
+        }
+        let mut map = PrefixMap::default();
+        for (prefix, target) in routes {
+            map.entry(prefix, || target);
+        }
+        let table = Table::Many(map);
+        Self { table, neighbours }
     }
 
     /// The link toward `destination`, `None` while its next hop is not resolved or there is no
     /// route.
     pub fn link(&self, destination: IpAddr) -> Option<Link> {
-        let (_, target) = self
-            .routes
-            .iter()
-            .find(|(prefix, _)| prefix.contains(destination))?;
-        match target {
-            Target::Via(link) => *link,
+        match self.target(destination)? {
+            Target::Via(link) => link,
             Target::OnLink => self.neighbours.get(&destination).copied(),
+        }
+    }
+
+    fn target(&self, destination: IpAddr) -> Option<Target> {
+        match &self.table {
+            Table::Few(routes) => {
+                let mut routes = routes.iter();
+                let found = routes.find(|(prefix, _)| prefix.contains(destination));
+                found.map(|(_, target)| *target)
+            }
+            Table::Many(map) => map.longest(destination).copied(),
         }
     }
 }
@@ -95,6 +128,31 @@ mod tests {
 
     fn ip(text: &str) -> IpAddr {
         text.parse().expect("address")
+    }
+
+    #[test]
+    fn many_routes_lead_where_few_do() {
+        let link = |n: u16| Link {
+            macs: [n as u8; 12],
+            port: (n >> 8) as u8,
+        };
+        let route = |n: u16| {
+            let [high, low] = n.to_be_bytes();
+            let prefix = Prefix::new([10, high, low, 0].into(), 24);
+            (prefix, Target::Via(Some(link(n))))
+        };
+        let default = (Prefix::new(ip("0.0.0.0"), 0), Target::OnLink);
+        let again = (Prefix::new(ip("10.0.7.0"), 24), Target::Via(None));
+        let all: Vec<_> = (0..5000).map(route).chain([default, again]).collect();
+        let neighbours = [(ip("192.0.2.1"), link(9))].into_iter().collect();
+        let many = Routes::new(all, neighbours);
+        for n in [0, 7, 255, 256, 4999] {
+            let [high, low] = u16::to_be_bytes(n);
+            assert_eq!(many.link([10, high, low, 77].into()), Some(link(n)));
+        }
+        assert_eq!(many.link(ip("192.0.2.1")), Some(link(9)));
+        assert_eq!(many.link(ip("192.0.2.2")), None);
+        assert_eq!(many.link(ip("10.19.136.1")), None, "beyond the last");
     }
 
     #[test]

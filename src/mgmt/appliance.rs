@@ -9,6 +9,7 @@ mod ending;
 mod failing;
 mod news;
 mod packets;
+mod vips;
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -33,7 +34,7 @@ use super::hooks::Hooks;
 use super::kernel::Kernel;
 use super::load::Load;
 use super::log::Gaps;
-use super::net::{NetState, Output, net_ports, vips};
+use super::net::{self, NetState, Output, net_ports};
 use super::ports::{Change, Ports};
 use super::retired::Retired;
 use super::rss::Rss;
@@ -47,6 +48,7 @@ use super::workers::WorkerLink;
 
 use answer::Listing;
 pub use balance::{Balance, drops};
+pub use vips::Standing;
 
 /// How often management looks at its rings.
 const LOOK: Duration = Duration::from_millis(1);
@@ -57,6 +59,7 @@ pub struct Appliance {
     pub desired: Desired,
     pub net: NetState,
     kernel: Kernel,
+    standing: Standing,
     pub checks: Checks,
     pub load: Load,
     hooks: Hooks,
@@ -106,6 +109,7 @@ impl Appliance {
             desired,
             net,
             kernel,
+            standing: Standing::default(),
             checks,
             load,
             hooks: Hooks::default(),
@@ -158,10 +162,15 @@ impl Appliance {
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let (is_ending, end) = match self.standing {
+                Standing::Ending(at) => (true, at.into()),
+                _ => (false, tokio::time::Instant::now()),
+            };
             tokio::select! {
                 biased;
-                _ = signals.terminate.recv() => return,
-                _ = signals.interrupt.recv() => return,
+                _ = signals.terminate.recv() => if self.begin_to_end() { return },
+                _ = signals.interrupt.recv() => if self.begin_to_end() { return },
+                () = tokio::time::sleep_until(end), if is_ending => return,
                 _ = signals.hang_up.recv() => watchdog::reloading(|| self.reload(file)),
                 Some(request) = requests.recv() => self.answer(request),
                 _ = look.tick() => self.look(Instant::now()),
@@ -205,6 +214,9 @@ impl Appliance {
             self.take_checks(worker, now, &mut out);
         }
         self.take_from_kernel();
+        if self.kernel.look() {
+            self.follow_kernel(now, &mut out);
+        }
         self.net.poll(now, &mut out);
         let is_due = now >= self.next_slow_look;
         if is_due || self.ports.is_resetting() {
@@ -259,7 +271,11 @@ impl Appliance {
                 for interface in self.desired.interfaces_of(index) {
                     self.kernel.set_mac(interface, mac);
                 }
-                let ports = net_ports(&self.desired.config, self.desired.ports());
+                let ports = net_ports(
+                    &self.desired.config,
+                    self.desired.ports(),
+                    self.kernel.learned(),
+                );
                 self.net.set_ports(ports, now, out);
                 self.rss.begin(index, self.ports.rss(index).as_ref(), now);
                 self.desired.set_queues(self.rss.queues());
@@ -272,6 +288,16 @@ impl Appliance {
                 self.net.link_up(interface, now, out);
             }
         }
+    }
+
+    /// Linux has other addresses, routes or neighbours than before.
+    fn follow_kernel(&mut self, now: Instant, out: &mut Output) {
+        let (config, facts) = (&self.desired.config, self.desired.ports());
+        let ports = net_ports(config, facts, self.kernel.learned());
+        self.net.set_ports(ports, now, out);
+        self.net
+            .set_vips(net::vips(config, self.kernel.learned()), now);
+        self.stale = true;
     }
 
     fn collect_removed(&mut self) {
@@ -313,6 +339,7 @@ impl Appliance {
         for worker in &mut self.workers {
             worker.publish(&self.current);
         }
+        self.announce_vips();
         self.before = None;
     }
 
@@ -327,9 +354,14 @@ impl Appliance {
         self.load.configure(&mut self.desired, now);
         self.hooks.configure(&self.desired.config);
         let mut out = Output::default();
-        let ports = net_ports(&self.desired.config, self.desired.ports());
+        let ports = net_ports(
+            &self.desired.config,
+            self.desired.ports(),
+            self.kernel.learned(),
+        );
         self.net.set_ports(ports, now, &mut out);
-        self.net.set_vips(vips(&self.desired.config), now);
+        self.net
+            .set_vips(net::vips(&self.desired.config, self.kernel.learned()), now);
         self.net.want(self.desired.destinations(), now, &mut out);
         self.carry_out(out);
         self.stale = true;
@@ -346,6 +378,7 @@ impl Appliance {
             rss: &self.rss,
             net: self.net.counters(),
             kernel: &self.kernel,
+            standing: self.standing,
             uptime: self.started.elapsed(),
             notes: &self.notes,
             pulse: &self.pulse,

@@ -72,8 +72,12 @@ pub fn start(config: &Config) -> Result<Appliance, start::StartError> {
     let facts = ready.facts(config);
     let kernel = Kernel::new(config, &facts).map_err(start::StartError::kernel)?;
     let (now, mut out) = (Instant::now(), Output::default());
-    let mut net = NetState::new(net::net_ports(config, &facts), now, &mut out);
-    net.set_vips(net::vips(config), now);
+    let mut net = NetState::new(
+        net::net_ports(config, &facts, kernel.learned()),
+        now,
+        &mut out,
+    );
+    net.set_vips(net::vips(config, kernel.learned()), now);
     let mut desired = Desired::new(config.clone(), facts, ready.reta);
     net.want(desired.destinations(), now, &mut out);
     let (mut checks, mut load) = (Checks::new(config), Load::new(now));

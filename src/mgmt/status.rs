@@ -17,7 +17,7 @@ use super::api::{
     KernelStatus, ManagementStatus, PortStatus, QuorumStatus, Reason, ServiceStatus, Status,
     Traffic, WorkerStatus,
 };
-use super::appliance::drops;
+use super::appliance::{Standing, drops};
 use super::checks::Checks;
 use super::config;
 use super::desired::{Desired, SORRY};
@@ -44,6 +44,7 @@ pub struct Source<'a> {
     pub rss: &'a Rss,
     pub net: net::Counters,
     pub kernel: &'a Kernel,
+    pub standing: Standing,
     pub uptime: Duration,
     pub notes: &'a [String],
     pub pulse: &'a Pulse,
@@ -59,6 +60,7 @@ impl Source<'_> {
             generation: self.snapshot.generation,
             services: config.services.iter().map(|s| self.service(s)).collect(),
             ports: self.ports(),
+            drained: self.standing == Standing::Drained,
             kernel: self.kernel(),
             workers: self.workers.iter().enumerate().map(worker).collect(),
             management: self.management(),
@@ -105,6 +107,9 @@ impl Source<'_> {
 
     /// What management itself has to say of how it does.
     fn troubles(&self) -> impl Iterator<Item = String> {
+        let drained = (self.standing == Standing::Drained).then(|| {
+            "Drained as a whole: VIPs are withdrawn; `evenkeel undrain` ends that.".to_owned()
+        });
         let Stalls { count, longest } = self.pulse.stalls();
         let stalled = (count > 0).then(|| {
             format!(
@@ -119,7 +124,11 @@ impl Source<'_> {
             )
         });
         let backlogs = self.workers.iter().enumerate().filter_map(backlog);
-        stalled.into_iter().chain(panicked).chain(backlogs)
+        drained
+            .into_iter()
+            .chain(stalled)
+            .chain(panicked)
+            .chain(backlogs)
     }
 
     fn ports(&self) -> Vec<PortStatus> {
@@ -136,6 +145,7 @@ impl Source<'_> {
         let of = |interface: &kernel::Interface| {
             let counters = interface.counters;
             let port = ports.get(usize::from(interface.port));
+            let learned = self.kernel.learned().ports.get(&interface.port);
             KernelStatus {
                 interface: interface.name.clone(),
                 port: port.map(|port| port.name.clone()).unwrap_or_default(),
@@ -143,6 +153,7 @@ impl Source<'_> {
                 from_linux: counters.from_linux,
                 to_linux_dropped: counters.to_linux_dropped,
                 from_linux_dropped: counters.from_linux_dropped,
+                routes: learned.map_or(0, |learned| learned.routes.len() as u64),
                 withheld: counters.withheld,
             }
         };

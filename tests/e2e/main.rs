@@ -16,6 +16,7 @@ mod lab_itself;
 mod management;
 mod many;
 mod methods;
+mod pair;
 mod presence;
 mod refusals;
 mod wide;

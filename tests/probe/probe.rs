@@ -19,6 +19,7 @@ use evenkeel::lb::shard::{Shard, ShardSize};
 use evenkeel::lb::snapshot::Snapshot;
 use evenkeel::mgmt::config;
 use evenkeel::mgmt::desired::{Desired, MAX_BACKENDS, MAX_SERVICES, PortFacts, RETA};
+use evenkeel::mgmt::kernel::Learned;
 use evenkeel::mgmt::net::net_ports;
 use evenkeel::mgmt::net::{NetState, Output};
 use evenkeel::port::clock::Tsc;
@@ -121,7 +122,11 @@ impl World {
             mtu: 1500,
         }];
         let (now, mut out) = (Instant::now(), Output::default());
-        let mut net = NetState::new(net_ports(&config, &facts), now, &mut out);
+        let mut net = NetState::new(
+            net_ports(&config, &facts, &Learned::default()),
+            now,
+            &mut out,
+        );
         let desired = Desired::new(config, facts, RETA);
         net.want(desired.destinations(), now, &mut out);
         Ok(Self { desired, net, read })

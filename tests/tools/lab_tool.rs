@@ -12,6 +12,8 @@
 //! - `lab_tool tcp-hold ADDRESS:PORT COUNT SECONDS` opens COUNT connections, prints `ready`, sends a
 //!   line through each and waits for its echo, round after round, for so long; at the end it prints
 //!   how many rounds there were. One connection that breaks fails it.
+//! - `lab_tool tcp-keep ADDRESS:PORT COUNT FILE` opens COUNT connections, prints `ready`, and does the same
+//!   until FILE is there; at the end it prints how many broke.
 //! - `lab_tool agent ADDRESS:PORT FILE` answers each TCP connection with what is in FILE, as an agent
 //!   that HAProxy's agent-check asks does.
 //!
@@ -20,6 +22,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
@@ -43,6 +46,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 const ASK_AT_MOST: u32 = 3;
 /// Long enough for TCP to try again a few times.
 const HELD_WITHIN: Duration = Duration::from_secs(60);
+/// The same, for all of a round.
+const KEPT_WITHIN: Duration = Duration::from_secs(25);
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -54,9 +59,10 @@ fn main() -> ExitCode {
         ["udp-ask", address, count] => udp_ask(address, count),
         ["tcp-echo", port] => tcp_echo(port),
         ["tcp-hold", address, count, seconds] => tcp_hold(address, count, seconds),
+        ["tcp-keep", address, count, file] => tcp_keep(address, count, file),
         ["agent", address, file] => agent(address, file),
         _ => Err(io::Error::other(
-            "usage: unwrap TUN | wrap SOURCE DESTINATION | udp-echo NAME ADDRESS:PORT... | udp-ask ADDRESS:PORT COUNT | tcp-echo PORT | tcp-hold ADDRESS:PORT COUNT SECONDS | agent ADDRESS:PORT FILE",
+            "usage: unwrap TUN | wrap SOURCE DESTINATION | udp-echo NAME ADDRESS:PORT... | udp-ask ADDRESS:PORT COUNT | tcp-echo PORT | tcp-hold ADDRESS:PORT COUNT SECONDS | tcp-keep ADDRESS:PORT COUNT FILE | agent ADDRESS:PORT FILE",
         )),
     };
     match done {
@@ -316,6 +322,42 @@ fn tcp_hold(address: &str, count: &str, seconds: &str) -> io::Result<()> {
         }
     }
     println!("held {count} connections for {round} rounds");
+    Ok(())
+}
+
+/// A connection that breaks is counted, and the others go on.
+fn tcp_keep(address: &str, count: &str, file: &str) -> io::Result<()> {
+    let server: SocketAddr = address.parse().map_err(io::Error::other)?;
+    let count: usize = count.parse().map_err(io::Error::other)?;
+    let mut kept = Vec::new();
+    for _ in 0..count {
+        let stream = TcpStream::connect_timeout(&server, KEPT_WITHIN)?;
+        stream.set_nodelay(true)?;
+        kept.push(stream);
+    }
+    say_ready()?;
+    let mut round = 0;
+    loop {
+        let is_last = Path::new(file).exists();
+        round += 1;
+        let line = format!("{round:08}\n");
+        kept.retain_mut(|stream| stream.write_all(line.as_bytes()).is_ok());
+        let began = Instant::now();
+        kept.retain_mut(|stream| {
+            let left = KEPT_WITHIN.saturating_sub(began.elapsed());
+            let left = left.max(Duration::from_millis(1));
+            if stream.set_read_timeout(Some(left)).is_err() {
+                return false;
+            }
+            let mut echo = vec![0; line.len()];
+            stream.read_exact(&mut echo).is_ok() && echo == line.as_bytes()
+        });
+        if is_last || kept.is_empty() {
+            break;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    println!("{} of {count} broke", count - kept.len());
     Ok(())
 }
 

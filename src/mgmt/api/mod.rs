@@ -10,11 +10,14 @@ mod socket;
 mod stream;
 mod trace;
 mod view;
+mod vips;
 
 #[cfg(test)]
 mod change_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vips_tests;
 
 pub use change::{Applied, BackendSettings, Edit, Replace, decide, etag};
 pub use problem::Problem;

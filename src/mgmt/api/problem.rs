@@ -101,6 +101,17 @@ impl Problem {
         Problem::new(StatusCode::BAD_REQUEST, "bad-query", "Bad query", detail)
     }
 
+    /// This evenkeel wants no traffic.
+    pub fn not_ready(reason: &str) -> Self {
+        let detail = format!("not ready: {reason}");
+        Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "not-ready",
+            "Not ready",
+            detail,
+        )
+    }
+
     /// The management loop is gone.
     pub fn ending() -> Self {
         let detail = "evenkeel is shutting down; ask again when it runs";

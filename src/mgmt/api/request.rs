@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::change::{Applied, Edit, Replace, etag};
 use super::problem::Problem;
 use super::trace::{Trace, TraceRequest};
-use super::view::{Connections, ServiceStatus, Status};
+use super::view::{Connections, Drain, Ready, ServiceStatus, Status, VipStatus};
 use crate::mgmt::config::{Config, Prefix};
 use crate::mgmt::events::Feed;
 use crate::mgmt::faults::Fault;
@@ -44,6 +44,18 @@ pub enum Request {
     Config(oneshot::Sender<Arc<Config>>),
     /// Another configuration; see [`super::decide`].
     Replace(Replace),
+    /// Who answers for the VIPs.
+    Vips(oneshot::Sender<Vec<VipStatus>>),
+    /// Whether traffic is wanted, and for this service, if one is named.
+    Ready {
+        service: Option<String>,
+        reply: oneshot::Sender<Result<Ready, Problem>>,
+    },
+    /// Withdraw the VIPs, or announce them again.
+    Drain {
+        drain: Drain,
+        reply: oneshot::Sender<Drain>,
+    },
     /// Where faults may be asked for.
     Fault {
         fault: Fault,
@@ -253,6 +265,18 @@ impl Handle {
                 result => return result,
             }
         }
+    }
+
+    pub async fn vips(&self) -> Result<Vec<VipStatus>, Problem> {
+        self.ask(Request::Vips).await
+    }
+
+    pub async fn ready(&self, service: Option<String>) -> Result<Ready, Problem> {
+        self.ask(|reply| Request::Ready { service, reply }).await?
+    }
+
+    pub async fn drain(&self, drain: Drain) -> Result<Drain, Problem> {
+        self.ask(|reply| Request::Drain { drain, reply }).await
     }
 
     pub async fn fail(&self, fault: Fault) -> Result<(), Problem> {

@@ -18,6 +18,7 @@ use super::socket::Socket;
 use super::stream;
 use super::trace::{Trace, TraceRequest};
 use super::view::{Connections, ServiceStatus, Status};
+use super::vips;
 use crate::mgmt::config::{parse, to_toml};
 use crate::mgmt::faults::Faults;
 
@@ -57,6 +58,7 @@ fn changing() -> Router<Handle> {
             put(put_service).delete(remove_service),
         )
         .route("/v1/services/{name}/backends/{backend}", backend)
+        .route("/v1/drain", put(vips::drain))
 }
 
 fn reading() -> Router<Handle> {
@@ -68,6 +70,8 @@ fn reading() -> Router<Handle> {
         .route("/v1/trace", get(trace))
         .route("/v1/config", get(config))
         .route("/v1/events", get(stream::events))
+        .route("/v1/vips", get(vips::vips))
+        .route("/v1/ready", get(vips::ready))
         .route("/v1/openapi.json", get(description))
 }
 
@@ -175,6 +179,9 @@ pub(super) struct Failed(Problem);
         trace,
         config,
         stream::events,
+        vips::vips,
+        vips::ready,
+        vips::drain,
         description,
         replace_config,
         put_service,

@@ -63,6 +63,7 @@ async fn management(mut requests: mpsc::Receiver<Request>) {
     let text = format!("{text}addresses = [\"192.0.2.2/24\"]\n{SERVICE}");
     let mut config = Arc::new(config::parse(&text).unwrap());
     let mut events = Events::default();
+    let mut drained = Drain::default();
     for kind in [EventKind::LinkDown, EventKind::LinkUp] {
         events.tell(Happening::new(kind, kind.token()).of_port("p"));
     }
@@ -78,6 +79,18 @@ async fn management(mut requests: mpsc::Receiver<Request>) {
             }
             Request::Metrics(reply) => drop(reply.send(Families::default())),
             Request::Fault { .. } => panic!("the path does not exist"),
+            Request::Vips(reply) => drop(reply.send(vec![VipStatus::default()])),
+            Request::Drain { drain, reply } => {
+                drained = drain;
+                let _ = reply.send(drain);
+            }
+            Request::Ready { service, reply } => {
+                let not = drained.drain || service.is_some_and(|name| name != "web");
+                let _ = reply.send(match not {
+                    true => Err(Problem::not_ready("it is drained")),
+                    false => Ok(Ready { ready: true }),
+                });
+            }
             Request::Status(reply) => {
                 let web = ServiceStatus {
                     name: "web".to_owned(),
@@ -121,24 +134,24 @@ async fn management(mut requests: mpsc::Receiver<Request>) {
     }
 }
 
-struct Answer {
-    status: StatusCode,
+pub(super) struct Answer {
+    pub status: StatusCode,
     kind: String,
     etag: Option<String>,
     body: Bytes,
 }
 
 impl Answer {
-    fn json<T: serde::de::DeserializeOwned>(&self) -> T {
+    pub fn json<T: serde::de::DeserializeOwned>(&self) -> T {
         serde_json::from_slice(&self.body).unwrap()
     }
 }
 
-async fn ask(socket: &std::path::Path, method: &str, path: &str) -> Answer {
+pub(super) async fn ask(socket: &std::path::Path, method: &str, path: &str) -> Answer {
     send(socket, method, path, &[], "").await
 }
 
-async fn send(
+pub(super) async fn send(
     socket: &std::path::Path,
     method: &str,
     path: &str,
@@ -179,7 +192,7 @@ async fn send(
 }
 
 /// Runs `test` against a server with a management loop behind it.
-fn with_server<F: Future<Output = ()>>(name: &str, test: impl FnOnce(PathBuf) -> F) {
+pub(super) fn with_server<F: Future<Output = ()>>(name: &str, test: impl FnOnce(PathBuf) -> F) {
     let scratch = Scratch::new(name);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -14,6 +14,9 @@ pub struct Status {
     pub generation: u64,
     pub services: Vec<ServiceStatus>,
     pub ports: Vec<PortStatus>,
+    /// Drained as a whole: VIPs are withdrawn where a routing daemon or Linux decides about them.
+    #[serde(default)]
+    pub drained: bool,
     /// Linux's interfaces beside the ports.
     #[serde(default)]
     pub kernel: Vec<KernelStatus>,
@@ -188,6 +191,36 @@ pub struct PortStatus {
     pub queues: String,
 }
 
+/// An address that services listen on, or a prefix of them, and who answers for it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VipStatus {
+    pub address: String,
+    pub services: Vec<String>,
+    /// As configured: `always`, or `kernel` where Linux's having the address decides.
+    pub advertise: String,
+    /// evenkeel answers ARP and neighbour discovery for it.
+    pub answered: bool,
+    /// Linux has the address.
+    pub held: bool,
+    /// One of its services has backends enough.
+    pub quorum: bool,
+    /// It stands in the table for routing daemons.
+    pub announced: bool,
+}
+
+/// This evenkeel wants traffic; where it does not, there is a problem instead.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Ready {
+    pub ready: bool,
+}
+
+/// Whether this evenkeel is drained: its VIPs withdrawn, and not ready.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Drain {
+    pub drain: bool,
+}
+
 /// Linux's interface beside a port, and what passed it; frames.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct KernelStatus {
@@ -199,6 +232,8 @@ pub struct KernelStatus {
     pub to_linux_dropped: u64,
     /// No buffer was free, or the ring to the worker was full.
     pub from_linux_dropped: u64,
+    /// Routes by this interface that Linux has beside evenkeel's own.
+    pub routes: u64,
     /// Not given to Linux: they went to an address that evenkeel answers for and Linux does not have.
     pub withheld: u64,
 }

@@ -44,6 +44,11 @@ impl Appliance {
                 drop(replace.reply.send(decided));
             }
             Request::Events { after, reply } => drop(reply.send(self.events.follow(after))),
+            Request::Vips(reply) => drop(reply.send(self.vips())),
+            Request::Ready { service, reply } => {
+                drop(reply.send(self.ready(service.as_deref())));
+            }
+            Request::Drain { drain, reply } => drop(reply.send(self.drain(drain))),
             Request::Fault { fault, reply } => {
                 // Not before the answer has gone out.
                 self.fault = Some((Instant::now() + faults::DELAY, fault));

@@ -22,6 +22,7 @@ pub(super) fn check(draft: &Draft, sink: &Sink<'_>) {
     check_workers(draft, sink);
     check_ports(draft, sink);
     check_interfaces(draft, sink);
+    check_advertising(draft, sink);
     check_service_names(draft, sink);
     check_listens(draft, sink);
     let claims = Claims::of(draft);
@@ -160,6 +161,43 @@ fn check_interfaces(draft: &Draft, sink: &Sink<'_>) {
         if draft.config.devices().any(is_it) {
             let error = ConfigError::InterfaceIsDevice(name.clone());
             sink.push(spans.kernel_interface, error);
+        }
+    }
+}
+
+/// What needs an interface has one, and the services of a VIP agree on who answers for it.
+fn check_advertising(draft: &Draft, sink: &Sink<'_>) {
+    let Config {
+        ports,
+        services,
+        management,
+        ..
+    } = &draft.config;
+    let has_interface = ports.iter().any(|port| port.kernel_interface.is_some());
+    if let Some(table) = management.vip_table {
+        let span = draft.spans.vip_table;
+        // The default, main and local tables.
+        if (253..=255).contains(&table) {
+            sink.push(span, ConfigError::TableInUse(table));
+        }
+        if !has_interface {
+            sink.push(span, ConfigError::NeedsInterface("vip_table"));
+        }
+    }
+    let mut known: HashMap<IpAddr, (Advertise, Span)> = HashMap::new();
+    for (service, spans) in services.iter().zip(&draft.spans.services) {
+        let advertise = service.advertise;
+        if advertise == Advertise::Kernel && !has_interface {
+            let error = ConfigError::NeedsInterface("advertise = \"kernel\"");
+            sink.push(spans.advertise, error);
+        }
+        for (listen, span) in service.listen.iter().zip(&spans.listen) {
+            let Some(vip) = listen.vip() else { continue };
+            let (first, at) = *known.entry(vip).or_insert((advertise, *span));
+            if first != advertise {
+                let line = sink.line(at);
+                sink.push(*span, ConfigError::AdvertisedOtherwise { vip, line });
+            }
         }
     }
 }

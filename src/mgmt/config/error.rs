@@ -94,6 +94,16 @@ pub enum ConfigError {
         "the interface \"{0}\" is the device of a port itself; give it another name, such as \"ek-wan\""
     )]
     InterfaceIsDevice(String),
+    #[error("{0} needs a Linux interface beside a port; add kernel_interface to a [[port]]")]
+    NeedsInterface(&'static str),
+    #[error(
+        "vip_table = {0} is a table that Linux routes by itself; use another number, such as 179"
+    )]
+    TableInUse(u32),
+    #[error(
+        "VIP {vip} is advertised otherwise by the service on line {line}; write the same advertise in both"
+    )]
+    AdvertisedOtherwise { vip: IpAddr, line: usize },
     #[error("there are {0} ports and VLANs; at most 255 are possible")]
     TooManyPorts(usize),
     #[error("{listen} is already listened on, on line {line}; remove one of them")]

@@ -83,6 +83,21 @@ pub struct Management {
     pub log: LogFormat,
     /// How often VIPs are announced again, beside the announcements at start and link-up.
     pub advertise: Option<Duration>,
+    /// The kernel's routing table in which VIPs of services that have their quorum stand as routes,
+    /// for a routing daemon to announce.
+    pub vip_table: Option<u32>,
+    /// How long packets are still forwarded at the end, after the VIPs were withdrawn.
+    pub linger: Duration,
+}
+
+impl Management {
+    /// A routing daemon and its neighbours need a while to hear of it.
+    pub fn default_linger(vip_table: Option<u32>) -> Duration {
+        match vip_table {
+            Some(_) => Duration::from_secs(2),
+            None => Duration::ZERO,
+        }
+    }
 }
 
 impl Default for Management {
@@ -93,6 +108,8 @@ impl Default for Management {
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9718))),
             log: LogFormat::Text,
             advertise: None,
+            vip_table: None,
+            linger: Management::default_linger(None),
         }
     }
 }

@@ -23,6 +23,7 @@ pub(super) struct Draft {
 pub(super) struct Spans {
     pub cores: Span,
     pub memory: Span,
+    pub vip_table: Span,
     pub ports: Vec<PortSpans>,
     pub services: Vec<ServiceSpans>,
 }
@@ -47,6 +48,7 @@ pub(super) struct ServiceSpans {
     pub method: Span,
     pub table_size: Span,
     pub untracked: Span,
+    pub advertise: Span,
     pub one_packet: Span,
     pub local_addresses: Vec<Span>,
     pub tunnel_source: Span,
@@ -82,7 +84,7 @@ pub(super) fn read(mut root: Reader<'_>) -> Draft {
         .map_or_else(Workers::default, |r| read_workers(r, &mut spans));
     let management = root
         .table("management")
-        .map_or_else(Management::default, read_management);
+        .map_or_else(Management::default, |r| read_management(r, &mut spans));
     let mut ports = Vec::new();
     let port_readers = root.tables("port");
     if port_readers.is_empty() && root.sink.is_empty() {
@@ -139,7 +141,7 @@ fn read_workers(mut r: Reader<'_>, spans: &mut Spans) -> Workers {
     workers
 }
 
-fn read_management(mut r: Reader<'_>) -> Management {
+fn read_management(mut r: Reader<'_>, spans: &mut Spans) -> Management {
     let default = Management::default();
     let metrics = |text: &str| match text {
         "off" => Ok(None),
@@ -148,6 +150,10 @@ fn read_management(mut r: Reader<'_>) -> Management {
             .map(Some)
             .map_err(|_| ValueError::SocketAddress),
     };
+    let vip_table = r.integer("vip_table", 1..=u32::MAX);
+    spans.vip_table = span_or(&vip_table, r.span);
+    let vip_table = vip_table.map(|at| at.value);
+    let linger = r.time("linger", Duration::ZERO..=MINUTE, MILLISECOND);
     let management = Management {
         socket: r
             .string("socket")
@@ -162,12 +168,15 @@ fn read_management(mut r: Reader<'_>) -> Management {
             .choice("log", LogFormat::NAMES)
             .map_or(default.log, |at| at.value),
         advertise: r.time("advertise", SECOND..=DAY, SECOND).map(|at| at.value),
+        vip_table,
+        linger: linger.map_or(Management::default_linger(vip_table), |at| at.value),
     };
     r.finish();
     management
 }
 
 pub(super) const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
 pub(super) const MILLISECOND: Duration = Duration::from_millis(1);
 pub(super) const DAY: Duration = Duration::from_secs(86_400);
 

@@ -76,6 +76,9 @@ fn read_options(r: &mut Reader<'_>, spans: &mut ServiceSpans) -> Service {
     }
     service.mss_clamp = r.integer("mss_clamp", 88..=9_560).map(|at| at.value);
     service.limits = r.table("limits").map_or_else(Limits::default, read_limits);
+    if let Some(at) = r.choice("advertise", Advertise::NAMES) {
+        (service.advertise, spans.advertise) = (at.value, at.span);
+    }
     (service.local_addresses, spans.local_addresses) =
         unzip(r.list("local_addresses", parse_unicast));
     if let Some(at) = r.parsed("tunnel_source", network) {

@@ -183,6 +183,13 @@ fn write_management(out: &mut Writer, management: &Management) {
         named(LogFormat::NAMES),
     );
     out.optional("advertise", management.advertise.as_ref().map(time));
+    out.optional("vip_table", management.vip_table);
+    out.changed(
+        "linger",
+        &management.linger,
+        &Management::default_linger(management.vip_table),
+        time,
+    );
 }
 
 fn write_port(out: &mut Writer, port: &Port) {
@@ -249,6 +256,12 @@ pub(super) fn write_service(out: &mut Writer, service: &Service) {
         &service.untracked,
         &default.untracked,
         named(Untracked::NAMES),
+    );
+    out.changed(
+        "advertise",
+        &service.advertise,
+        &default.advertise,
+        named(Advertise::NAMES),
     );
     out.flag("one_packet", service.one_packet);
     out.optional("mss_clamp", service.mss_clamp);

@@ -29,6 +29,7 @@ pub struct Service {
     /// Largest TCP segment that SYNs may announce.
     pub mss_clamp: Option<u16>,
     pub limits: Limits,
+    pub advertise: Advertise,
     /// FullNAT's source addresses.
     pub local_addresses: Vec<IpAddr>,
     /// Tunnel: outer sources are taken from here, per flow.
@@ -66,6 +67,7 @@ impl Service {
             one_packet: false,
             mss_clamp: None,
             limits: Limits::default(),
+            advertise: Advertise::Always,
             local_addresses: Vec::new(),
             tunnel_source: None,
             health: None,
@@ -190,6 +192,23 @@ impl WhenNoBackend {
         ("drop", WhenNoBackend::Drop),
         ("use-all", WhenNoBackend::UseAll),
     ];
+}
+
+/// When evenkeel answers ARP and neighbour discovery for a service's VIPs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Advertise {
+    Always,
+    /// While Linux has the address: VRRP, or whoever gives it, decides.
+    Kernel,
+}
+
+impl Advertise {
+    pub const NAMES: &[(&str, Advertise)] =
+        &[("always", Advertise::Always), ("kernel", Advertise::Kernel)];
+
+    pub fn name(self) -> &'static str {
+        name_of(Self::NAMES, self)
+    }
 }
 
 /// What happens to TCP without SYN and without entry.

@@ -13,7 +13,7 @@ use crate::lb::route::{Link, Prefix, Routes, Target};
 use crate::lb::service_map::{Listen, ServiceMap};
 use crate::lb::snapshot::FastMap;
 use crate::lb::vlan::{Vlan, Vlans};
-use crate::mgmt::net::NetState;
+use crate::mgmt::net::{NetState, Way};
 
 impl Desired {
     /// Which end of a flow names its owner, by the addresses of a packet.
@@ -59,34 +59,14 @@ impl Desired {
         Vlans::new(devices.count() as u8, vlans)
     }
 
-    pub(super) fn routes(&self) -> Routes {
-        let links = &self.links;
-        let mut routes = Vec::new();
-        for (index, port) in self.config.ports.iter().enumerate() {
-            let via = |ip| Target::Via(links.get(index as u16, ip));
-            for own in &port.addresses {
-                routes.push((Prefix::new(own.address, own.length), Target::OnLink));
-            }
-            for route in &port.routes {
-                routes.push((
-                    Prefix::new(route.to.address, route.to.length),
-                    via(route.via),
-                ));
-            }
-            for &gateway in &port.gateways {
-                let any: IpAddr = match gateway {
-                    IpAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
-                    IpAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
-                };
-                routes.push((Prefix::new(any, 0), via(gateway)));
-            }
-            for neighbour in &port.neighbours {
-                let full = if neighbour.address.is_ipv4() { 32 } else { 128 };
-                let target = via(neighbour.address);
-                routes.push((Prefix::new(neighbour.address, full), target));
-            }
-        }
-        Routes::new(routes, links.neighbours())
+    /// The way to everywhere, as workers look it up for what goes to clients.
+    pub(super) fn routes(&self, net: &NetState) -> Routes {
+        let target = |way: Way| match way.via {
+            Some(via) => Target::Via(self.links.get(way.port, via)),
+            None => Target::OnLink,
+        };
+        let ways = net.ways().map(|(prefix, way)| (prefix, target(way)));
+        Routes::new(ways.collect(), self.links.neighbours())
     }
 }
 
@@ -96,6 +76,8 @@ pub(super) struct Links {
     links: HashMap<(u16, IpAddr), Link>,
     /// [`NetState::version`] of what they were made from.
     pub version: u64,
+    /// [`NetState::ways_version`] of the same.
+    pub ways_version: u64,
 }
 
 impl Links {
@@ -117,6 +99,7 @@ impl Links {
         Self {
             links: links.collect(),
             version: net.version(),
+            ways_version: net.ways_version(),
         }
     }
 
@@ -129,12 +112,15 @@ impl Links {
         links.map(|(&(_, ip), &link)| (ip, link)).collect()
     }
 
-    /// Addresses that are reached otherwise than `before`, or only then or now.
-    pub fn differences<'a>(&'a self, before: &'a Links) -> impl Iterator<Item = IpAddr> + 'a {
+    /// Neighbours, with their ports, that are reached otherwise than `before`, or only then or now.
+    pub fn differences<'a>(
+        &'a self,
+        before: &'a Links,
+    ) -> impl Iterator<Item = (u16, IpAddr)> + 'a {
         let missing = |of: &'a Links, from: &'a Links| {
             let keys = of.links.iter();
             keys.filter(|(key, link)| from.links.get(key) != Some(*link))
-                .map(|((_, ip), _)| *ip)
+                .map(|(key, _)| *key)
         };
         missing(self, before).chain(missing(before, self))
     }

@@ -34,7 +34,7 @@ impl Desired {
                 None => next.services.set(id.0, None),
             }
         }
-        self.build_common(&changed, &mut next);
+        self.build_common(&changed, net, &mut next);
         self.last = Arc::new(next);
         Arc::clone(&self.last)
     }
@@ -58,7 +58,7 @@ impl Desired {
     }
 
     /// What is made of all services, ports or neighbours together.
-    fn build_common(&self, changed: &Changed, next: &mut Snapshot) {
+    fn build_common(&self, changed: &Changed, net: &NetState, next: &mut Snapshot) {
         if changed.config {
             let services = self.places.iter().zip(&self.config.services);
             let listens = services.flat_map(|(named, service)| {
@@ -84,7 +84,7 @@ impl Desired {
             next.vlans = Arc::new(self.vlans());
         }
         if changed.links {
-            next.routes = Arc::new(self.routes());
+            next.routes = Arc::new(self.routes(net));
         }
     }
 }

@@ -58,30 +58,39 @@ impl Desired {
         self.changed.services.extend(gone);
     }
 
-    /// Takes up the neighbours, and notes the services whose backends are reached otherwise.
+    /// Takes up the neighbours and the routes, and notes the services whose backends are reached
+    /// otherwise.
     pub(super) fn follow(&mut self, net: &NetState) {
-        if !self.changed.ports && self.links.version == net.version() {
+        let same_ways = self.links.ways_version == net.ways_version();
+        if !self.changed.ports && self.links.version == net.version() && same_ways {
             return;
         }
         let links = Links::new(net, &self.ports);
-        let moved: BTreeSet<IpAddr> = links.differences(&self.links).collect();
+        let moved: BTreeSet<(u16, IpAddr)> = links.differences(&self.links).collect();
         self.links = links;
-        self.changed.links |= !moved.is_empty();
+        self.changed.links |= !moved.is_empty() || !same_ways;
         // Which of several routers is taken depends on which of them can be sent to.
-        if moved.iter().any(|&hop| self.is_router(hop)) {
-            let all = self.places.iter().map(|named| named.id);
-            self.changed.services.extend(all);
+        let router_moved = moved.iter().any(|&(port, hop)| net.is_router(port, hop));
+        if !same_ways || router_moved {
+            self.follow_ways(net, router_moved);
         }
-        for address in moved {
+        for (_, address) in moved {
             let services = self.places.of_address(address).map(|named| named.id);
             self.changed.services.extend(services);
         }
     }
 
-    fn is_router(&self, hop: IpAddr) -> bool {
-        let is_router = |port: &super::config::Port| {
-            port.gateways.contains(&hop) || port.routes.iter().any(|route| route.via == hop)
-        };
-        self.config.ports.iter().any(is_router)
+    /// Notes the services of which a backend has another next hop than it had, and if a router has
+    /// moved those that have one before them.
+    fn follow_ways(&mut self, net: &NetState, router_moved: bool) {
+        let before = std::mem::take(&mut self.hops);
+        for (address, named) in self.places.by_address() {
+            let hop = net.next_hop(address);
+            let is_behind = hop.is_some_and(|(_, hop)| hop != address);
+            if (router_moved && is_behind) || before.get(&address) != Some(&hop) {
+                self.changed.services.insert(named.id);
+            }
+            self.hops.insert(address, hop);
+        }
     }
 }

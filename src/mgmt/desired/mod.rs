@@ -86,6 +86,8 @@ pub struct Desired {
     /// The last snapshot, the neighbours that it was built with, and what has changed since.
     last: Arc<Snapshot>,
     links: Links,
+    /// Backends' next hops, as they were when the ways were last looked at.
+    hops: HashMap<IpAddr, Option<(u16, IpAddr)>>,
     changed: Changed,
 }
 
@@ -115,6 +117,7 @@ impl Desired {
             queues: Vec::new(),
             last: Arc::default(),
             links: Links::default(),
+            hops: HashMap::new(),
             changed: Changed::default(),
         };
         desired.name();

@@ -101,6 +101,14 @@ impl Places {
             .map(|&(_, place)| &self.named[place as usize])
     }
 
+    /// Every address of a backend or sorry server, with each service that has it.
+    pub fn by_address(&self) -> impl Iterator<Item = (IpAddr, &Named)> {
+        let named = |place: u32| &self.named[place as usize];
+        self.addresses
+            .iter()
+            .map(move |&(a, place)| (a, named(place)))
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = &Named> {
         self.named.iter()
     }

@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::{Changed, Desired, Links, PortFacts, RETA};
+use crate::lb::route::Prefix;
 use crate::lb::snapshot::{BackendId, BackendState, Snapshot};
 use crate::mgmt::config::{
     self, Backend, Config, Feedback, Method, Quorum, Scheduler, Service, SorryServer,
 };
+use crate::mgmt::kernel::{Learned, LearnedRoute};
 use crate::mgmt::net::{Mac, NetState, Output, net_ports};
 
 const SERVICES: usize = 5;
@@ -74,6 +76,9 @@ enum Step {
     Down(u32, bool),
     Hop(usize, Option<u8>),
     Mac(usize, u8),
+    /// What Linux routes: behind which router of the second port what is behind the first one's
+    /// gateway is.
+    Learned(Option<bool>),
     Wait(u64),
     /// Connections of removed backends end, those of one id in so many excepted.
     Collect(u32),
@@ -128,6 +133,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (ids, any::<bool>()).prop_map(|(id, down)| Step::Down(id, down)),
         2 => (0..ADDRESSES + 3, prop::option::of(1..4u8)).prop_map(|(n, mac)| Step::Hop(n, mac)),
         1 => (0..2usize, any::<u8>()).prop_map(|(port, mac)| Step::Mac(port, mac)),
+        1 => prop::option::of(any::<bool>()).prop_map(Step::Learned),
         1 => (1..60u64).prop_map(Step::Wait),
         1 => (1..4u32).prop_map(Step::Collect),
         4 => Just(Step::Build),
@@ -138,6 +144,7 @@ struct World {
     config: Config,
     services: Vec<Option<(Options, Vec<Backend>)>>,
     hops: Vec<Option<u8>>,
+    learned: Learned,
     net: NetState,
     now: Instant,
     desired: Desired,
@@ -154,12 +161,17 @@ impl World {
             vlan: None,
         });
         let facts: Vec<PortFacts> = facts.collect();
-        let net = NetState::new(net_ports(&config, &facts), now, &mut Output::default());
+        let net = NetState::new(
+            net_ports(&config, &facts, &Learned::default()),
+            now,
+            &mut Output::default(),
+        );
         Self {
             desired: Desired::new(config.clone(), facts, RETA),
             config,
             services: vec![None; SERVICES],
             hops: vec![None; ADDRESSES + 3],
+            learned: Learned::default(),
             net,
             now,
         }
@@ -193,6 +205,7 @@ impl World {
             Step::Down(id, down) => drop(self.desired.set_down(BackendId(id), down)),
             Step::Hop(n, mac) => self.hops[n] = mac,
             Step::Mac(port, mac) => self.desired.set_port_mac(port, [2, 0, 0, 0, 1, mac]),
+            Step::Learned(router) => self.learn(router),
             Step::Wait(seconds) => {
                 self.now += Duration::from_secs(seconds);
                 self.desired.look_at_drains(self.now);
@@ -207,6 +220,17 @@ impl World {
         self.apply();
     }
 
+    fn learn(&mut self, router: Option<bool>) {
+        let router = router.map(|second| if second { "10.0.0.9" } else { "10.0.0.254" });
+        let route = router.map(|router| LearnedRoute {
+            metric: 0,
+            prefix: Prefix::new([203, 0, 113, 0].into(), 24),
+            via: Some(router.parse().expect("an address")),
+        });
+        let of_port = self.learned.ports.entry(1).or_default();
+        of_port.routes = route.into_iter().collect();
+    }
+
     /// What of the configuration and the network is other than before.
     fn apply(&mut self) {
         let services = self.services.iter().enumerate();
@@ -218,7 +242,7 @@ impl World {
         if self.config != self.desired.config {
             self.desired.replace(self.config.clone());
         }
-        let mut ports = net_ports(&self.config, self.desired.ports());
+        let mut ports = net_ports(&self.config, self.desired.ports(), &self.learned);
         for (hop, mac) in hops().into_iter().zip(&self.hops) {
             let port = usize::from(matches!(hop, IpAddr::V4(a) if a.octets()[0] == 10));
             let mac = mac.map(|mac| Mac::from_bytes(&[2, 0, 0, 0, 2, mac]));
@@ -353,7 +377,7 @@ fn many(services: usize) -> World {
     };
     world.config.services = (0..services).map(service).collect();
     world.desired.replace(world.config.clone());
-    let ports = net_ports(&world.config, world.desired.ports());
+    let ports = net_ports(&world.config, world.desired.ports(), &Learned::default());
     world
         .net
         .set_ports(ports, world.now, &mut Output::default());

@@ -5,14 +5,19 @@
 //! Owned by the management thread, which alone touches the interfaces; workers know nothing of them
 //! and meet only their usual rings. docs/kernel.md is the operator's page.
 
+mod mirror;
 mod netlink;
 mod tap;
+pub mod vips;
 
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::config::Config;
 use super::desired::PortFacts;
+pub use mirror::{Learned, LearnedRoute, OfPort};
+use netlink::Netlink;
 use tap::Tap;
 
 /// Frames taken from one interface at a time. Linux queues what is beyond, and drops what is beyond
@@ -49,6 +54,8 @@ pub struct Interface {
 pub struct Kernel {
     interfaces: Vec<Interface>,
     buffer: Vec<u8>,
+    netlink: Option<Netlink>,
+    learned: Arc<Learned>,
 }
 
 impl Kernel {
@@ -75,17 +82,44 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// Gives the interfaces their addresses, on the current runtime.
+    /// Gives the interfaces their addresses, and begins to follow what Linux does with them.
     pub fn start(&mut self, config: &Config) {
         let setup = |interface: &Interface| {
             let port = config.ports.get(usize::from(interface.port))?;
             let index = interface.tap.index().ok()?;
-            Some(netlink::Setup::new(&interface.name, index, port))
+            let (name, number) = (&interface.name, interface.port);
+            Some(netlink::Setup::new(name, index, number, port))
         };
         let setups: Vec<_> = self.interfaces.iter().filter_map(setup).collect();
-        if !setups.is_empty() {
-            tokio::spawn(netlink::run(setups));
+        if setups.is_empty() {
+            return;
         }
+        match Netlink::start(setups, config.management.vip_table) {
+            Ok(netlink) => self.netlink = Some(netlink),
+            Err(error) => tracing::error!(
+                "kernel interfaces have no addresses, for there is no thread for them: {error}"
+            ),
+        }
+    }
+
+    /// Whether Linux has changed something since the last look.
+    pub fn look(&mut self) -> bool {
+        let news = self.netlink.as_mut().and_then(Netlink::news);
+        let is_news = news.is_some();
+        self.learned = news.unwrap_or_else(|| Arc::clone(&self.learned));
+        is_news
+    }
+
+    /// Has these VIPs, and no others, stand in the table for routing daemons.
+    pub fn announce(&mut self, announced: vips::Announced) {
+        if let Some(netlink) = &self.netlink {
+            netlink.announce(announced);
+        }
+    }
+
+    /// What Linux has, as of the last look.
+    pub fn learned(&self) -> &Learned {
+        &self.learned
     }
 
     pub fn interfaces(&self) -> &[Interface] {
@@ -93,8 +127,8 @@ impl Kernel {
     }
 
     /// Gives Linux a frame that came in by `port`, if it has an interface there. `is_ours`: whether an
-    /// address is evenkeel's and not Linux's. Linux would route what is sent to one, maybe back to
-    /// where it came from.
+    /// address is evenkeel's. Linux would route what is sent to one that it does not have itself,
+    /// maybe back to where it came from.
     pub fn give(&mut self, port: u16, frame: &[u8], is_ours: impl FnOnce(IpAddr) -> bool) {
         let found = self.interfaces.iter_mut().find(|i| i.port == port);
         let Some(interface) = found else { return };
@@ -103,7 +137,9 @@ impl Kernel {
         if frame.get(6..12) == Some(&interface.mac) {
             return;
         }
-        if destination(frame).is_some_and(is_ours) {
+        let addresses = &self.learned.addresses;
+        let is_withheld = |address| !addresses.contains(&address) && is_ours(address);
+        if destination(frame).is_some_and(is_withheld) {
             counters.withheld += 1;
         } else if interface.tap.send(frame) {
             counters.to_linux += 1;
@@ -115,7 +151,9 @@ impl Kernel {
     /// Takes what Linux sends, and hands it to `send` with the index of the port; false from there
     /// says that it is lost, and that there is no room for more.
     pub fn take(&mut self, mut send: impl FnMut(u16, &[u8]) -> bool) {
-        let Self { interfaces, buffer } = self;
+        let Self {
+            interfaces, buffer, ..
+        } = self;
         for interface in interfaces {
             for _ in 0..AT_ONCE {
                 let Some(length) = interface.tap.receive(buffer) else {

@@ -43,6 +43,8 @@ fn program(status: &Status) -> Vec<Family> {
             "Number of the configuration that management sent last",
         )
         .samples(one(status.generation)),
+        Family::gauge("drained", "1 while the whole appliance is drained")
+            .samples(one(status.drained.into())),
     ]
 }
 

@@ -134,9 +134,29 @@ fn announcement(link: &Link, ip: IpAddr) -> Vec<Vec<u8>> {
 #[derive(Debug, Default)]
 pub(super) struct Conflicts {
     reported: HashMap<Key, Instant>,
+    /// Since when, and when last, another host was heard to have an address that may just be moving.
+    heard: HashMap<Key, (Instant, Instant)>,
 }
 
+/// An address that still is there twice after so long does not move any more.
+const MOVES: Duration = Duration::from_secs(2);
+
 impl Conflicts {
+    /// Whether another host was heard to have the address a while ago, and now again.
+    pub fn lasts(&mut self, key: Key, now: Instant) -> bool {
+        let (first, last) = self.heard.entry(key).or_insert((now, now));
+        if now.saturating_duration_since(*last) > DEFEND {
+            *first = now;
+        }
+        *last = now;
+        now.saturating_duration_since(*first) >= MOVES
+    }
+
+    /// Forgets what was heard of addresses that are not ours any more.
+    pub fn keep(&mut self, is_ours: impl Fn(Key) -> bool) {
+        self.heard.retain(|key, _| is_ours(*key));
+    }
+
     /// Whether to report and defend now: once in ten seconds for each address, or two hosts
     /// that both defend would answer each other without end (RFC 5227 2.4).
     pub fn report(&mut self, key: Key, now: Instant) -> bool {

@@ -1,9 +1,12 @@
-//! What is configured about the ports: their addresses, the addresses we answer for, and routes.
+//! What is known about the ports, from the configuration and from Linux: their addresses, the
+//! addresses we answer for, and routes.
 //!
 //! Management thread; plain look-ups without a clock. It sends nothing and knows no neighbour's
 //! state.
 
 use super::frame::Mac;
+use super::next_hops::NextHops;
+use crate::mgmt::kernel::LearnedRoute;
 use smoltcp::wire::{IpAddress, IpCidr};
 use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -25,6 +28,18 @@ pub struct Route {
     pub via: IpAddr,
 }
 
+/// A VIP, or a prefix of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vip {
+    pub prefix: Prefix,
+    /// Whether we answer ARP and neighbour discovery for it. If not, others decide who does, and it
+    /// is ours all the same where its packets come to us.
+    pub advertised: bool,
+    /// Whether Linux decides that, and with it VRRP or the like: another machine may have it too for a
+    /// moment, while it moves.
+    pub by_linux: bool,
+}
+
 /// One DPDK port as the configuration describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortConfig {
@@ -39,6 +54,9 @@ pub struct PortConfig {
     /// Default gateways, at most one per address family is of use.
     pub gateways: Vec<IpAddr>,
     pub routes: Vec<Route>,
+    /// What Linux routes by the interface beside this port. It goes before the routes and gateways
+    /// above where prefixes are the same.
+    pub learned: Vec<LearnedRoute>,
     /// Neighbours that are never asked for and never change.
     pub neighbours: Vec<(IpAddr, Mac)>,
     /// Largest IP packet the port sends, bytes.
@@ -56,10 +74,15 @@ pub struct Link {
     pub link_local: Option<Ipv6Addr>,
     own: HashSet<IpAddr>,
     own_prefixes: Vec<Prefix>,
+    /// VIPs of ours that Linux has.
+    by_linux: HashSet<IpAddr>,
+    /// VIPs that are not advertised.
+    quiet: HashSet<IpAddr>,
+    quiet_prefixes: Vec<Prefix>,
 }
 
 impl Link {
-    fn new(config: PortConfig, vips: &[Prefix], homeless_vips: &[bool]) -> Self {
+    fn new(config: PortConfig, vips: &[Vip], homeless_vips: &[bool]) -> Self {
         let is_ipv6 = |p: &Prefix| matches!(p.address(), IpAddress::Ipv6(_));
         let link_local = config.addresses.iter().any(is_ipv6).then(|| {
             let address = config.addresses.iter().map(|p| IpAddr::from(p.address()));
@@ -74,15 +97,25 @@ impl Link {
             own.extend(config.addresses.iter().map(|p| IpAddr::from(p.address())));
             own.extend(link_local.map(IpAddr::V6));
         }
-        let mut own_prefixes = Vec::new();
+        let (mut own_prefixes, mut quiet, mut quiet_prefixes) =
+            (Vec::new(), HashSet::new(), Vec::new());
+        let mut by_linux = HashSet::new();
         for (vip, &homeless) in vips.iter().zip(homeless_vips) {
-            if !homeless && !connected_to(&config, vip.address()) {
+            let prefix = vip.prefix;
+            if !homeless && !connected_to(&config, prefix.address()) {
                 continue;
             }
-            if is_single(vip) {
-                own.insert(vip.address().into());
+            let (singles, prefixes) = match vip.advertised {
+                true => (&mut own, &mut own_prefixes),
+                false => (&mut quiet, &mut quiet_prefixes),
+            };
+            if is_single(&prefix) {
+                singles.insert(prefix.address().into());
+                if vip.advertised && vip.by_linux {
+                    by_linux.insert(prefix.address().into());
+                }
             } else {
-                own_prefixes.push(*vip);
+                prefixes.push(prefix);
             }
         }
         Self {
@@ -90,7 +123,17 @@ impl Link {
             link_local,
             own,
             own_prefixes,
+            by_linux,
+            quiet,
+            quiet_prefixes,
         }
+    }
+
+    /// Whether the address is ours on this port, advertised or not.
+    #[must_use]
+    pub fn has(&self, ip: IpAddr) -> bool {
+        let mut prefixes = self.quiet_prefixes.iter();
+        self.owns(ip) || self.quiet.contains(&ip) || prefixes.any(|p| p.contains_addr(&ip.into()))
     }
 
     /// Whether we answer for this address on this port.
@@ -101,6 +144,12 @@ impl Link {
                 .own_prefixes
                 .iter()
                 .any(|p| p.contains_addr(&ip.into()))
+    }
+
+    /// Whether it is ours for as long as Linux has it.
+    #[must_use]
+    pub fn has_by_linux(&self, ip: IpAddr) -> bool {
+        self.by_linux.contains(&ip)
     }
 
     /// Every address to announce on this port, in order. Of a VIP prefix the addresses are
@@ -114,16 +163,11 @@ impl Link {
     /// Whether `ip` is on one of the port's subnets.
     #[must_use]
     pub fn is_on_link(&self, ip: IpAddr) -> bool {
-        connected_to(&self.config, ip.into()) || (self.link_local.is_some() && is_link_local(ip))
-    }
-
-    /// The length of the longest of the port's subnets that holds `ip`.
-    fn subnet_length(&self, ip: IpAddr) -> Option<u8> {
-        let subnets = self.config.addresses.iter();
-        subnets
-            .filter(|p| p.contains_addr(&ip.into()))
-            .map(Prefix::prefix_len)
-            .max()
+        let learned = self.config.learned.iter();
+        let mut learned = learned.filter(|route| route.via.is_none());
+        connected_to(&self.config, ip.into())
+            || learned.any(|route| route.prefix.contains(ip))
+            || (self.link_local.is_some() && is_link_local(ip))
     }
 
     /// The address to ask from for an IPv4 neighbour: one in its subnet, else any of ours;
@@ -162,18 +206,25 @@ impl Link {
 #[derive(Debug)]
 pub struct Links {
     links: Vec<Link>,
+    next_hops: NextHops,
 }
 
 impl Links {
     #[must_use]
-    pub fn new(configs: Vec<PortConfig>, vips: &[Prefix]) -> Self {
+    pub fn new(configs: Vec<PortConfig>, vips: &[Vip]) -> Self {
         let homeless: Vec<bool> = vips
             .iter()
-            .map(|vip| !configs.iter().any(|c| connected_to(c, vip.address())))
+            .map(|vip| {
+                !configs
+                    .iter()
+                    .any(|c| connected_to(c, vip.prefix.address()))
+            })
             .collect();
+        let next_hops = NextHops::new(&configs);
         let links = configs.into_iter();
         Self {
             links: links.map(|c| Link::new(c, vips, &homeless)).collect(),
+            next_hops,
         }
     }
 
@@ -193,67 +244,29 @@ impl Links {
         self.links.iter().any(|l| l.config.mac == mac)
     }
 
+    /// Whether these are the ports as they are.
+    pub fn are(&self, configs: &[PortConfig]) -> bool {
+        let same = |(link, config): (&Link, &PortConfig)| link.config == *config;
+        self.links.len() == configs.len() && self.links.iter().zip(configs).all(same)
+    }
+
     /// The configuration again, to rebuild from when the VIPs change.
     pub fn into_configs(self) -> Vec<PortConfig> {
         self.links.into_iter().map(|l| l.config).collect()
     }
 
-    /// Longest prefix match over subnets, static routes and gateways: the port, and the
-    /// address to resolve on it. Among equal ones that `usable` says can be sent to win, then
-    /// the order of the configuration.
+    /// The port, and the address to resolve on it: see [`NextHops`]. Among equal ones those that
+    /// `usable` says can be sent to win.
     pub fn next_hop(
         &self,
         dst: IpAddr,
         usable: impl Fn(u16, IpAddr) -> bool,
     ) -> Option<(u16, IpAddr)> {
-        let mut best: Option<(u8, bool, u16, IpAddr)> = None;
-        let mut offer = |length: u8, port: u16, hop: IpAddr| {
-            let rank = (length, usable(port, hop));
-            if best.is_none_or(|(l, u, ..)| rank > (l, u)) {
-                best = Some((rank.0, rank.1, port, hop));
-            }
-        };
-        for link in &self.links {
-            let port = link.config.index;
-            if is_link_local(dst) {
-                // The subnet is on every port; only a configured next hop says which is meant.
-                if link.hops().any(|hop| hop == dst) {
-                    offer(128, port, dst);
-                }
-                continue;
-            }
-            if let Some(length) = link.subnet_length(dst) {
-                offer(length, port, dst);
-            }
-            for route in &link.config.routes {
-                if route.prefix.contains_addr(&dst.into()) {
-                    offer(route.prefix.prefix_len(), port, route.via);
-                }
-            }
-            for &gateway in &link.config.gateways {
-                if gateway.is_ipv4() == dst.is_ipv4() {
-                    offer(0, port, gateway);
-                }
-            }
-        }
-        best.map(|(_, _, port, hop)| (port, hop))
+        self.next_hops.find(dst, usable)
     }
 
-    /// Every gateway and static route's next hop, with its port.
-    pub fn configured_hops(&self) -> impl Iterator<Item = (u16, IpAddr)> {
-        let of_link = |l: &'_ Link| {
-            l.hops()
-                .map(|hop| (l.config.index, hop))
-                .collect::<Vec<_>>()
-        };
-        self.links.iter().flat_map(of_link)
-    }
-}
-
-impl Link {
-    fn hops(&self) -> impl Iterator<Item = IpAddr> {
-        let routes = self.config.routes.iter().map(|r| r.via);
-        self.config.gateways.iter().copied().chain(routes)
+    pub fn next_hops(&self) -> &NextHops {
+        &self.next_hops
     }
 }
 
@@ -264,7 +277,7 @@ fn is_single(prefix: &Prefix) -> bool {
     }
 }
 
-fn is_link_local(ip: IpAddr) -> bool {
+pub(super) fn is_link_local(ip: IpAddr) -> bool {
     matches!(ip, IpAddr::V6(a) if a.is_unicast_link_local())
 }
 
@@ -299,7 +312,7 @@ fn eui64_link_local(mac: Mac) -> Ipv6Addr {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{ip, port, subnet};
+    use super::super::testing::{ip, port, subnet, vip};
     use super::*;
 
     fn two_ports() -> Vec<PortConfig> {
@@ -349,11 +362,7 @@ mod tests {
 
     #[test]
     fn a_vip_is_answered_where_its_subnet_is_or_everywhere() {
-        let vips = [
-            subnet("192.0.2.80/32"),
-            subnet("203.0.113.0/30"),
-            subnet("10.0.0.80/32"),
-        ];
+        let vips = ["192.0.2.80/32", "203.0.113.0/30", "10.0.0.80/32"].map(vip);
         let links = Links::new(two_ports(), &vips);
         let owns = |p: u16, a: &str| links.get(p).unwrap().owns(ip(a));
         assert!(owns(0, "192.0.2.80") && !owns(1, "192.0.2.80"));
@@ -370,7 +379,7 @@ mod tests {
         let mut ports = two_ports();
         ports[0].kernel_interface = true;
         ports[0].check_addresses = vec![ip("192.0.2.3")];
-        let links = Links::new(ports, &[subnet("192.0.2.80/32")]);
+        let links = Links::new(ports, &[vip("192.0.2.80/32")]);
         let wan = links.get(0).unwrap();
         assert!(!wan.owns(ip("192.0.2.2")) && wan.owns(ip("192.0.2.3")));
         assert!(wan.owns(ip("192.0.2.80")));
@@ -378,6 +387,26 @@ mod tests {
             wan.source_v4("192.0.2.9".parse().unwrap()).to_string(),
             "192.0.2.2"
         );
+    }
+
+    #[test]
+    fn a_vip_that_is_not_advertised_is_ours_and_not_answered_for() {
+        let quiet = |text| Vip {
+            advertised: false,
+            ..vip(text)
+        };
+        let vips = [
+            quiet("192.0.2.80/32"),
+            quiet("203.0.113.0/24"),
+            vip("203.0.113.7/32"),
+        ];
+        let links = Links::new(two_ports(), &vips);
+        let (wan, lan) = (links.get(0).unwrap(), links.get(1).unwrap());
+        assert!(wan.has(ip("192.0.2.80")) && !wan.owns(ip("192.0.2.80")));
+        assert!(!lan.has(ip("192.0.2.80")), "of another subnet");
+        assert!(lan.has(ip("203.0.113.9")) && !lan.owns(ip("203.0.113.9")));
+        assert!(lan.owns(ip("203.0.113.7")), "one address of a prefix");
+        assert!(!wan.announced(256).contains(&ip("192.0.2.80")));
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod frame;
 mod limit;
 mod links;
 mod neighbour;
+mod next_hops;
 mod responder;
 mod solicit;
 mod wanted;
@@ -22,7 +23,8 @@ mod tests;
 
 pub use frame::Mac;
 pub(super) use limit::RateLimit;
-pub use links::{PortConfig, Prefix, Route, prefix};
+pub use links::{PortConfig, Prefix, Route, Vip, prefix};
+pub use next_hops::Way;
 pub use wanted::{net_ports, vips};
 
 use announce::{Announcer, Conflicts, MAX_LISTED};
@@ -100,7 +102,7 @@ pub struct Counters {
 #[derive(Debug)]
 pub struct NetState {
     links: Links,
-    vips: Vec<Prefix>,
+    vips: Vec<Vip>,
     wanted: BTreeSet<IpAddr>,
     table: Table,
     announcer: Announcer,
@@ -108,6 +110,8 @@ pub struct NetState {
     answers: RateLimit,
     echoes: RateLimit,
     counters: Counters,
+    /// Counts changes of the ports' configuration, and with it of the ways to everywhere.
+    ways_version: u64,
 }
 
 impl NetState {
@@ -125,6 +129,7 @@ impl NetState {
             answers: RateLimit::new(ANSWERS_PER_SECOND, ANSWERS_BURST),
             echoes: RateLimit::new(ECHOES_PER_SECOND, ECHOES_BURST),
             counters: Counters::default(),
+            ways_version: 0,
         };
         state.set_ports(ports, now, out);
         state
@@ -134,6 +139,7 @@ impl NetState {
     /// only addresses that are new are announced.
     pub fn set_ports(&mut self, ports: Vec<PortConfig>, now: Instant, out: &mut Output) {
         let before = self.announced();
+        self.ways_version += u64::from(!self.links.are(&ports));
         self.links = Links::new(ports, &self.vips);
         self.with_table(now, out, |table, cx| {
             table.retain_learned(cx);
@@ -150,11 +156,17 @@ impl NetState {
     /// Replaces the VIPs, single addresses or prefixes: each is answered for on the ports whose
     /// subnet holds it, or on all ports if none does. Those that are new are announced; of a
     /// prefix only one of up to 256 addresses.
-    pub fn set_vips(&mut self, vips: Vec<Prefix>, now: Instant) {
+    pub fn set_vips(&mut self, vips: Vec<Vip>, now: Instant) {
+        if self.vips == vips {
+            return;
+        }
         let before = self.announced();
         self.vips = vips;
         let links = std::mem::replace(&mut self.links, Links::new(Vec::new(), &[]));
         self.links = Links::new(links.into_configs(), &self.vips);
+        let links = &self.links;
+        self.conflicts
+            .keep(|(port, ip)| links.get(port).is_some_and(|link| link.owns(ip)));
         self.announce_since(&before, now);
     }
 
@@ -185,11 +197,29 @@ impl NetState {
     }
 
     /// The port and the on-link address that packets for `dst` go to: the longest match of the
-    /// ports' subnets, static routes and gateways. None if nothing matches.
+    /// ports' subnets, routes and gateways, and of what Linux knows. None if nothing matches.
     #[must_use]
     pub fn next_hop(&self, dst: IpAddr) -> Option<(u16, IpAddr)> {
         let usable = |port, ip| self.table.mac((port, ip)).is_some();
         self.links.next_hop(dst, usable)
+    }
+
+    /// Every prefix and the way that leads to it.
+    pub fn ways(&self) -> impl Iterator<Item = (crate::lb::route::Prefix, Way)> {
+        let usable = |port, ip| self.table.mac((port, ip)).is_some();
+        self.links.next_hops().iter(usable)
+    }
+
+    /// Another number whenever [`set_ports`](Self::set_ports) changed something.
+    #[must_use]
+    pub fn ways_version(&self) -> u64 {
+        self.ways_version
+    }
+
+    /// Whether this neighbour is the next hop of a route.
+    #[must_use]
+    pub fn is_router(&self, port: u16, ip: IpAddr) -> bool {
+        self.links.next_hops().routers().contains(&(port, ip))
     }
 
     /// The neighbours that can be sent to now, in no order.
@@ -205,10 +235,16 @@ impl NetState {
         self.table.version()
     }
 
-    /// Whether we answer for this address on this port.
+    /// Whether this address is ours on this port, be it that others answer ARP for it.
     #[must_use]
     pub fn is_ours(&self, port: u16, address: IpAddr) -> bool {
-        self.links.get(port).is_some_and(|link| link.owns(address))
+        self.links.get(port).is_some_and(|link| link.has(address))
+    }
+
+    /// Whether we answer ARP or neighbour discovery for this address on some port.
+    #[must_use]
+    pub fn answers_for(&self, address: IpAddr) -> bool {
+        self.links.iter().any(|link| link.owns(address))
     }
 
     /// Announces all our addresses again, for instance when this instance takes over.
@@ -263,7 +299,8 @@ impl NetState {
 
     fn refresh_wanted(&mut self, now: Instant, out: &mut Output) {
         let hops = self.wanted.iter().filter_map(|&dst| self.next_hop(dst));
-        let wanted: Vec<Key> = hops.chain(self.links.configured_hops()).collect();
+        let routers = self.links.next_hops().routers().iter().copied();
+        let wanted: Vec<Key> = hops.chain(routers).collect();
         self.with_table(now, out, |table, cx| table.want(wanted.into_iter(), cx));
     }
 

@@ -155,7 +155,7 @@ impl NetState {
         let header = Ipv4Repr::parse(&packet, &checksums).map_err(|_| Refusal::NotForUs)?;
         let link = self.link(port)?;
         let (mac, mtu) = (link.config.mac, link.config.mtu);
-        if header.next_header != IpProtocol::Icmp || !link.owns(header.dst_addr.into()) {
+        if header.next_header != IpProtocol::Icmp || !link.has(header.dst_addr.into()) {
             return Err(Refusal::NotForUs);
         }
         let icmp = Icmpv4Packet::new_checked(packet.payload()).map_err(|_| Refusal::Malformed)?;
@@ -252,7 +252,7 @@ impl NetState {
         let link = self.link(port)?;
         let (mac, mtu) = (link.config.mac, link.config.mtu);
         let (us, them) = (header.dst_addr, header.src_addr);
-        if !link.owns(us.into()) {
+        if !link.has(us.into()) {
             return Err(Refusal::NotForUs);
         }
         let forged = them.is_unspecified() || them.is_multicast() || link.owns(them.into());
@@ -367,14 +367,22 @@ impl NetState {
     /// nothing is learned from it. In another VLAN the address may be someone else's by right.
     fn conflict(&mut self, speaker: &Speaker, now: Instant, out: &mut Output) -> bool {
         let &Speaker { port, ip, mac, .. } = speaker;
-        let owned = self.links.get(port).is_some_and(|l| l.owns(ip));
-        if !owned || self.links.is_ours(mac) {
+        let Some(link) = self.links.get(port).filter(|link| link.owns(ip)) else {
+            return false;
+        };
+        if self.links.is_ours(mac) {
             return false;
         }
-        if !speaker.other_vlan && self.conflicts.report((port, ip), now) {
+        // Whoever gave it to Linux decides whose it is: it is not fought for, and while it moves two
+        // have it.
+        let moves = link.has_by_linux(ip);
+        let counts = !moves || self.conflicts.lasts((port, ip), now);
+        if !speaker.other_vlan && counts && self.conflicts.report((port, ip), now) {
             self.counters.conflicts += 1;
             out.events.push(NetEvent::AddressConflict { ip, mac, port });
-            self.announcer.defend((port, ip), now);
+            if !moves {
+                self.announcer.defend((port, ip), now);
+            }
         }
         true
     }

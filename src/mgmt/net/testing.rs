@@ -16,6 +16,14 @@ pub fn subnet(text: &str) -> Prefix {
     prefix(ip(address), length.parse().unwrap()).unwrap()
 }
 
+pub fn vip(text: &str) -> Vip {
+    Vip {
+        prefix: subnet(text),
+        advertised: true,
+        by_linux: false,
+    }
+}
+
 /// The MAC of our port `index`.
 pub fn our_mac(index: u16) -> Mac {
     let [high, low] = index.to_be_bytes();
@@ -36,6 +44,7 @@ pub fn port(index: u16, addresses: &[&str]) -> PortConfig {
         check_addresses: Vec::new(),
         gateways: Vec::new(),
         routes: Vec::new(),
+        learned: Vec::new(),
         neighbours: Vec::new(),
         mtu: 1500,
         kernel_interface: false,

@@ -83,6 +83,7 @@ fn port() -> PortConfig {
         check_addresses: [CHECK, CHECK6, OUTSIDE].map(|a| a.parse().unwrap()).into(),
         gateways: Vec::new(),
         routes: Vec::new(),
+        learned: Vec::new(),
         neighbours: Vec::new(),
         mtu: 1500,
         kernel_interface: false,

@@ -188,6 +188,26 @@ fn value_cases() -> Vec<Case> {
             "port.name = \"wan side\" is not a name; use up to 63 letters, digits, '-', '_', '.' or ':'",
         ),
         now(
+            service("advertise = §\"kernel\""),
+            "advertise = \"kernel\" needs a Linux interface beside a port; add kernel_interface to a [[port]]",
+        ),
+        now(
+            format!("{PORT}[management]\nvip_table = §179\n"),
+            "vip_table needs a Linux interface beside a port; add kernel_interface to a [[port]]",
+        ),
+        now(
+            format!("{PORT}kernel_interface = \"ek-wan\"\n[management]\nvip_table = §254\n"),
+            "vip_table = 254 is a table that Linux routes by itself; use another number, such as 179",
+        ),
+        now(
+            format!(
+                "{PORT}kernel_interface = \"ek-wan\"\n{NAT}advertise = \"kernel\"\n{}",
+                NAT.replace("\"web\"", "\"two\"")
+                    .replace("\"tcp:198.51.100.80:80\"", "§\"tcp:198.51.100.80:81\"")
+            ),
+            "VIP 198.51.100.80 is advertised otherwise by the service on line 8; write the same advertise in both",
+        ),
+        now(
             format!("{PORT}kernel_interface = \"ek-wan\"\n{VLAN}kernel_interface = §\"ek-wan\"\n"),
             "the interface \"ek-wan\" is already on line 5; give it another name",
         ),

@@ -23,6 +23,8 @@ core = 1
 metrics = "off"
 log = "json"
 advertise = "60s"
+vip_table = 179
+linger = "3s"
 
 [[port]]
 name = "wan"
@@ -57,6 +59,7 @@ hash_fallback = true
 when_no_backend = "use-all"
 untracked = "drop"
 mss_clamp = 1400
+advertise = "kernel"
 local_addresses = ["192.0.2.200", "192.0.2.201"]
 quorum = 2
 quorum_hysteresis = 1

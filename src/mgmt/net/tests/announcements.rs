@@ -41,9 +41,7 @@ fn at_start_three_times_a_second_apart_in_both_forms() {
 #[test]
 fn an_unsolicited_advertisement_byte_for_byte() {
     let mut world = World::new(vec![port(0, &["2001:db8::2/64"])]);
-    world
-        .net
-        .set_vips(vec![subnet("2001:db8::80/128")], world.now);
+    world.net.set_vips(vec![vip("2001:db8::80/128")], world.now);
     world.after(0);
     #[rustfmt::skip]
     let expected = [
@@ -62,10 +60,10 @@ fn an_unsolicited_advertisement_byte_for_byte() {
 fn only_new_addresses_are_announced_after_a_change_and_all_on_request() {
     let mut world = World::new(lan());
     let now = world.now;
-    world.net.set_vips(vec![subnet("192.0.2.80/32")], now);
+    world.net.set_vips(vec![vip("192.0.2.80/32")], now);
     world.after(5000);
     assert_eq!(world.frames().len(), 3 * 2);
-    let both = vec![subnet("192.0.2.80/32"), subnet("192.0.2.81/32")];
+    let both = vec![vip("192.0.2.80/32"), vip("192.0.2.81/32")];
     world.net.set_vips(both, world.now);
     world.after(5000);
     assert_eq!(world.frames().len(), 3 * 2);
@@ -83,7 +81,7 @@ fn only_new_addresses_are_announced_after_a_change_and_all_on_request() {
 #[test]
 fn ten_thousand_vips_are_paced() {
     let mut world = World::new(lan());
-    let vips = (0..10_000_u32).map(|n| subnet(&format!("10.0.{}.{}/32", n >> 8, n & 255)));
+    let vips = (0..10_000_u32).map(|n| vip(&format!("10.0.{}.{}/32", n >> 8, n & 255)));
     world.net.set_vips(vips.collect(), world.now);
     let mut worst = 0;
     for _ in 0..100 {
@@ -98,7 +96,7 @@ fn ten_thousand_vips_are_paced() {
 #[test]
 fn an_address_taken_away_is_not_announced_any_more() {
     let mut world = World::new(lan());
-    world.net.set_vips(vec![subnet("192.0.2.80/32")], world.now);
+    world.net.set_vips(vec![vip("192.0.2.80/32")], world.now);
     world.after(0);
     assert_eq!(world.frames().len(), 2);
     world.net.set_vips(Vec::new(), world.now);
@@ -126,6 +124,40 @@ fn a_conflict_is_reported_and_defended_once_in_ten_seconds() {
         None,
         "nothing is learned from it"
     );
+}
+
+#[test]
+fn an_address_that_linux_gave_may_be_there_twice_while_it_moves_and_is_not_fought_for() {
+    let mut world = World::new(lan());
+    let given = Vip {
+        by_linux: true,
+        ..vip("192.0.2.80/32")
+    };
+    world.net.set_vips(vec![given], world.now);
+    world.after(5000);
+    world.frames();
+    let claim = arp_request(9, "192.0.2.80", "192.0.2.50");
+    let hear = |world: &mut World| {
+        world.receive(0, &claim);
+        world.events().len()
+    };
+    assert_eq!((hear(&mut world), hear(&mut world)), (0, 0));
+    // Much later, for another moment.
+    world.now += Duration::from_secs(60);
+    assert_eq!(hear(&mut world), 0);
+    world.now += Duration::from_secs(1);
+    assert_eq!(hear(&mut world), 0);
+    // It was taken away and given again meanwhile.
+    world.net.set_vips(Vec::new(), world.now);
+    world.net.set_vips(vec![given], world.now);
+    world.after(5000);
+    world.frames();
+    assert_eq!(hear(&mut world), 0);
+    // Both have it and keep it.
+    world.now += Duration::from_secs(2);
+    assert_eq!(hear(&mut world), 1);
+    world.after(5000);
+    assert_eq!(world.frames(), [], "VRRP decides, not who shouts last");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use smoltcp::wire::{EthernetFrame, Icmpv4Packet, Icmpv6Packet, Ipv4Packet, Ipv6P
 
 fn world() -> World {
     let mut world = World::new(vec![port(0, &["192.0.2.2/24", "2001:db8::2/64"])]);
-    let vips = vec![subnet("192.0.2.80/32"), subnet("2001:db8::80/128")];
+    let vips = vec![vip("192.0.2.80/32"), vip("2001:db8::80/128")];
     world.net.set_vips(vips, world.now);
     world.after(10_000);
     world.out = Output::default();
@@ -196,7 +196,7 @@ fn a_port_that_linux_shares_leaves_its_own_addresses_to_linux() {
     let mut shared = port(0, &["192.0.2.2/24"]);
     shared.kernel_interface = true;
     let mut world = World::new(vec![shared]);
-    world.net.set_vips(vec![subnet("192.0.2.80/32")], world.now);
+    world.net.set_vips(vec![vip("192.0.2.80/32")], world.now);
     let own = arp_request(9, "192.0.2.9", "192.0.2.2");
     assert_eq!(world.receive(0, &own), Fate::Shared);
     assert_eq!(world.frames(), []);
