@@ -304,7 +304,7 @@ fn kernel(interfaces: &[KernelStatus]) -> String {
             count(interface.withheld),
             count(interface.from_linux),
             count(interface.from_linux_dropped),
-            interface.routes.to_string(),
+            count(interface.routes),
         ]);
     }
     if table.is_empty() {

@@ -62,3 +62,34 @@ pub fn ready(args: &ReadyArgs, shared: &Shared) -> Result<(), CliError> {
         false => print("ready\n"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_vip_has_a_line_that_says_who_answers() {
+        let by_arp = VipStatus {
+            address: "192.0.2.80".into(),
+            services: vec!["web".into(), "secure".into()],
+            advertise: "kernel".into(),
+            answered: true,
+            held: true,
+            quorum: true,
+            announced: false,
+        };
+        let by_route = VipStatus {
+            address: "198.51.100.0/24".into(),
+            services: vec!["dns".into()],
+            advertise: "kernel".into(),
+            announced: true,
+            ..VipStatus::default()
+        };
+        let expected = "\
+VIP             ARP InLinux Route Quorum Services
+192.0.2.80      yes yes     -     met    web secure
+198.51.100.0/24 -   -       yes   lost   dns
+";
+        assert_eq!(render(&[by_arp, by_route]), expected);
+    }
+}
