@@ -514,7 +514,7 @@ fn new_conn<A: Tracked>(
         timeout: service.timeouts.of(state),
         protocol: packet.key.protocol,
         state,
-        flags: embryonic | two_way | active,
+        flags: embryonic | two_way | active | flag::eighth(now),
         group: 0,
         local_port: 0,
         local_address: 0,

@@ -171,6 +171,14 @@ pub mod flag {
     pub const FULL_NAT: u8 = 8;
     /// The backend sent the first FIN, so its end stays in TIME_WAIT (full view alone).
     pub const BACKEND_CLOSED: u8 = 16;
+    /// In these bits, the eighth of the second in which the entry was made: a flood fills the table in
+    /// less than a second, and time stamps are whole ones.
+    pub const EIGHTH: u8 = 0xe0;
+
+    /// The bits for this moment.
+    pub fn eighth(now: crate::lb::Now) -> u8 {
+        ((now.nanos % 1_000_000_000) / 125_000_000) as u8 * 32
+    }
 }
 
 /// One connection: 32 bytes for IPv4, 64 for IPv6. All zero is an empty slot.

@@ -289,7 +289,7 @@ impl<A: Address> ConnTable<A> {
             slot = self.room(hash, &mut moved);
         }
         if slot.is_none() {
-            slot = self.oldest_embryonic([self.first(hash), self.second(hash)], conn.last_seen);
+            slot = self.oldest_embryonic(hash, &conn);
             evicted = slot.map(|slot| self.remove(slot));
         }
         let slot = slot.ok_or(Full)?;
@@ -413,13 +413,21 @@ impl<A: Address> ConnTable<A> {
         None
     }
 
-    fn oldest_embryonic(&self, buckets: [usize; 2], second: u32) -> Option<Slot> {
-        buckets
-            .into_iter()
-            .flat_map(|bucket| bucket * WAYS..(bucket + 1) * WAYS)
-            .map(|index| Slot(index as u32))
+    /// The oldest embryonic entry of a key's buckets, as seen from when `new` is made. Of those that
+    /// are equally old any, but not always the same: what came last must not be the next to go.
+    fn oldest_embryonic(&self, hash: u64, new: &Conn<A>) -> Option<Slot> {
+        let eighths = |conn: &Conn<A>| {
+            let eighth = u32::from((conn.flags & flag::EIGHTH) / 32);
+            conn.last_seen.wrapping_mul(8).wrapping_add(eighth)
+        };
+        let buckets = [self.first(hash), self.second(hash)];
+        let first = (hash >> 48) as usize;
+        (0..2 * WAYS)
+            .map(|n| (first + n) % (2 * WAYS))
+            .map(|n| Slot((buckets[n / WAYS] * WAYS + n % WAYS) as u32))
             .filter(|&slot| self.get(slot).has(flag::EMBRYONIC))
-            .max_by_key(|&slot| second.wrapping_sub(self.get(slot).last_seen))
+            // One whose SYN came again may look younger than what is made now.
+            .max_by_key(|&slot| eighths(new).wrapping_sub(eighths(self.get(slot))) as i32)
     }
 
     /// Takes an entry out and returns it.
@@ -600,6 +608,47 @@ mod tests {
         let table = ConnTable::<std::net::Ipv6Addr>::new(1_000_000, SEED).expect("memory");
         let per_connection = table.memory() as f64 / (table.capacity() as f64 * 0.9);
         assert!(per_connection <= 112.0, "{per_connection:.1} bytes");
+    }
+    /// A flood fills a table within a second: what came first in it must go first all the same, and never
+    /// what has just come.
+    #[test]
+    fn within_a_second_the_oldest_makes_room_too() {
+        let mut table = ConnTable::<Ipv4Addr>::new(60, SEED).expect("memory");
+        let young = |n: u32, eighth: u8| {
+            let mut conn = conn(n);
+            (conn.last_seen, conn.flags) = (1000, flag::EMBRYONIC | (eighth * 32));
+            conn
+        };
+        let mut insert = |conn: Conn<Ipv4Addr>| {
+            let inserted = table.insert(hash(&conn), conn, |_, _| {});
+            inserted.expect("embryonic ones make room").evicted
+        };
+        let (mut next, mut ages) = (0, Vec::new());
+        while ages.len() < 64 {
+            let eighth = (next / 16).min(7) as u8;
+            ages.extend(insert(young(next, eighth)).map(|old| old.flags / 32));
+            next += 1;
+        }
+        // Two lanes fill unevenly, so only nearly in order.
+        let early = ages[..16].iter().filter(|&&age| age <= 1).count();
+        assert!(early >= 14, "{ages:?}");
+        // All are equally old from here on.
+        let just_came = (0..1000).filter(|_| {
+            next += 1;
+            let evicted = insert(young(next, 7));
+            evicted == Some(young(next - 1, 7))
+        });
+        let just_came = just_came.count();
+        assert!(just_came < 100, "{just_came} of 1000");
+        // A SYN that comes again late in a second is no reason to go.
+        let mut again = young(next + 1, 7);
+        again.last_seen = 1001;
+        insert(again);
+        for n in 2..30 {
+            let mut conn = young(next + n, 1);
+            conn.last_seen = 1001;
+            assert_ne!(insert(conn), Some(again));
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::lb::weights::Weights;
 use crate::mgmt::net::NetState;
 
 /// New flows a second on one worker that are taken for a flood, unless configured.
-const FLOOD_GUARD: u32 = 100_000;
+pub const FLOOD_GUARD: u32 = 100_000;
 
 impl Desired {
     /// The next generation, complete.

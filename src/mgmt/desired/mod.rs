@@ -20,6 +20,7 @@ mod tables;
 mod tests;
 
 pub(super) use addresses::is_two_way;
+pub use build::FLOOD_GUARD;
 pub use ids::{BackendKey, MAX_BACKENDS, MAX_SERVICES};
 pub(super) use tables::table_size;
 
