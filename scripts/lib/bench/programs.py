@@ -94,7 +94,11 @@ class Evenkeel(Program):
         self.started_in = time.monotonic() - begun
         if surroundings:
             self.surroundings = surroundings
-            surroundings.begin(self)
+            try:
+                surroundings.begin(self)
+            except BaseException:
+                self.end()
+                raise
 
     def end(self):
         super().end()
