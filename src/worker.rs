@@ -4,6 +4,7 @@
 //! packets flow it never allocates, locks, logs, makes a system call or frees a large value;
 //! it reads the clock once per burst.
 
+pub mod capture;
 mod handoff;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use crate::lb::{Arrival, MAX_BURST, Now, Outbox, Pass, Verdict};
 use crate::port::clock::Tsc;
 use crate::port::ring::{Consumer, Producer, SharedProducer};
 use crate::port::{Batch, Mbuf, Mempool, RxChecksum, RxQueue, TxBuffer, TxQueue};
+use capture::Tap;
 use handoff::HandOffs;
 
 /// What management asks of a worker. Every message comes back up the event ring when it is
@@ -37,6 +39,8 @@ pub enum Message {
     },
     /// Copy connections into the vector, as far as its capacity goes.
     List(Box<crate::lb::listing::Request>),
+    /// Copy packets to management from now on, or no longer. Comes back with the tap that was in use.
+    Capture(Option<Box<Tap>>),
     /// Copy what is known of a flow into the question.
     Trace(Box<crate::lb::trace::Question>),
 }
@@ -131,6 +135,7 @@ pub struct Worker {
     verdicts: [Verdict; MAX_BURST],
     /// Fragments that wait for their first one.
     held: FragmentStore<Mbuf>,
+    capture: Option<Box<Tap>>,
     swept: u64,
     loops: u32,
     idle_loops: u32,
@@ -171,6 +176,7 @@ impl Worker {
             taken: Batch::new(),
             verdicts: [Verdict::Pass(Pass::Local); MAX_BURST],
             held: FragmentStore::default(),
+            capture: None,
             swept: 0,
             loops: 0,
             idle_loops: 0,
@@ -255,6 +261,7 @@ impl Worker {
             rings,
             handoffs,
             held,
+            capture,
             ..
         } = self;
         let mut way_out = WayOut {
@@ -263,10 +270,16 @@ impl Worker {
             ports,
             counters,
         };
+        if let Some(tap) = capture {
+            tap.before(batch);
+        }
         let frames = batch.as_mut_slice();
         let port = self
             .shard
             .process(&self.snapshot, now, arrival, frames, verdicts, &mut way_out);
+        if let Some(tap) = capture {
+            tap.after(&self.snapshot, now, batch, verdicts);
+        }
         if let Some(port) = port.and_then(|port| way_out.ports.get_mut(usize::from(port))) {
             port.tx.send_all(batch);
             return;
@@ -422,6 +435,7 @@ impl Worker {
             Message::Quiesce => self.receiving = false,
             Message::Stop => self.running = false,
             Message::List(request) => request.fill(&self.shard, self.clock.now()),
+            Message::Capture(tap) => std::mem::swap(tap, &mut self.capture),
             Message::Trace(question) => {
                 question.fill(&self.shard, &self.snapshot, self.clock.now());
             }
@@ -541,7 +555,12 @@ const INTERFACES: u16 = 0x4000;
 
 /// The interface that a packet came in on, where there are VLANs.
 pub fn interface_of(mbuf: &Mbuf) -> Option<u8> {
-    u8::try_from(mbuf.port().checked_sub(INTERFACES)?).ok()
+    interface_of_id(mbuf.port())
+}
+
+/// The interface that a packet's port names, where it names one.
+pub fn interface_of_id(port: u16) -> Option<u8> {
+    u8::try_from(port.checked_sub(INTERFACES)?).ok()
 }
 
 impl Frame for Mbuf {

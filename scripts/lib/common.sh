@@ -59,7 +59,7 @@ make_temp() {
 # What builds evenkeel, and what its tests and its demonstration run.
 BUILD_PACKAGES=(gcc libc6-dev make pkg-config clang libclang-dev libdpdk-dev)
 LAB_PACKAGES=(iproute2 iputils-ping nginx curl util-linux procps)
-TEST_PACKAGES=(dpdk-dev prometheus jq shellcheck openssl dnsmasq-base valgrind python3 systemd)
+TEST_PACKAGES=(dpdk-dev prometheus jq shellcheck openssl dnsmasq-base valgrind python3 systemd tshark)
 # What stands on or beside the appliance in end-to-end tests.
 E2E_PACKAGES=(openssh-server openssh-client bird2 keepalived)
 

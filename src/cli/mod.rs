@@ -4,6 +4,7 @@
 //! Exit status: 0 done, 1 it could not be done (one line on standard error says why and what to do),
 //! 2 the command line itself is wrong.
 
+mod capture;
 mod change;
 mod check;
 mod check_ports;
@@ -15,6 +16,7 @@ mod ipvsadm;
 mod run;
 mod status;
 mod table;
+mod top;
 mod trace;
 mod version;
 mod vips;
@@ -98,10 +100,14 @@ pub enum Command {
     Check(check::CheckArgs),
     /// Show services and backends, ports, workers and drops
     Status(status::StatusArgs),
+    /// Watch services, backends and workers at work
+    Top(top::TopArgs),
     /// List tracked connections
     Connections(connections::ConnectionsArgs),
     /// Say what would become of a packet, and why; nothing is sent
     Trace(trace::TraceArgs),
+    /// Copy packets from the data path, as they come and as they leave
+    Capture(capture::CaptureArgs),
     /// Follow what happens: backends up and down, reloads, drains, limits, ...
     Events(events::EventsArgs),
     /// Make a running evenkeel use a configuration file
@@ -147,8 +153,10 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args, &shared),
         Command::Status(args) => status::run(&args, &shared),
+        Command::Top(args) => top::run(&args, &shared),
         Command::Connections(args) => connections::run(&args, &shared),
         Command::Trace(args) => trace::run(&args, &shared),
+        Command::Capture(args) => capture::run(&args, &shared),
         Command::Events(args) => events::run(&args, &shared),
         Command::Reload(args) => change::reload(&args, &shared),
         Command::Save(file) => change::save(&file, &shared),

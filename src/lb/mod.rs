@@ -7,6 +7,7 @@ pub mod addresses;
 pub mod admit;
 pub mod answers;
 pub mod bucket;
+pub mod capture;
 pub mod checksum;
 #[cfg(test)]
 pub mod cluster;

@@ -5,6 +5,7 @@
 
 mod answer;
 mod balance;
+mod capturing;
 mod ending;
 mod failing;
 mod news;
@@ -24,6 +25,7 @@ use crate::port::Mempool;
 use crate::worker::{Clock, Message};
 
 use super::api::Request;
+use super::capture::Capture;
 use super::checks::{self, Checks};
 use super::config::Config;
 use super::desired::Desired;
@@ -76,6 +78,8 @@ pub struct Appliance {
     started: Instant,
     notes: Vec<String>,
     listings: VecDeque<Listing>,
+    /// The capture that is under way.
+    capture: Option<Capture>,
     /// Packets that are asked about.
     tracings: Vec<Tracing>,
     /// The number of the last question to workers.
@@ -132,6 +136,7 @@ impl Appliance {
             next_slow_look: Instant::now(),
             started: Instant::now(),
             listings: VecDeque::new(),
+            capture: None,
             tracings: Vec::new(),
             questions: 0,
             notes: Vec::from_iter(
@@ -217,6 +222,7 @@ impl Appliance {
         if self.kernel.look() {
             self.follow_kernel(now, &mut out);
         }
+        self.look_at_capture(now);
         self.net.poll(now, &mut out);
         let is_due = now >= self.next_slow_look;
         if is_due || self.ports.is_resetting() {
@@ -252,7 +258,8 @@ impl Appliance {
             Message::Trace(question) => traced.push(question),
             Message::Queues { port, rx, tx } => self.ports.returned(port, rx, tx),
             Message::Swap(old) => self.retired.free(old),
-            Message::Quiesce | Message::Stop => {}
+            // It goes with its records.
+            Message::Capture(_) | Message::Quiesce | Message::Stop => {}
         });
         lists.iter().for_each(|request| self.list(request));
         traced

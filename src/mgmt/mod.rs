@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod appliance;
+pub mod capture;
 pub mod checks;
 pub mod config;
 pub mod desired;

@@ -10,6 +10,7 @@ use crate::lb::counters::{Counter, DropReason};
 use crate::lb::flow::protocol;
 use crate::lb::listing::Listed;
 use crate::lb::snapshot::{self, BackendId};
+use crate::port::clock::Tsc;
 use crate::port::{Link, Mempool, PortInfo, PortStats};
 
 use super::api::{
@@ -433,6 +434,8 @@ fn worker((index, worker): (usize, &WorkerLink)) -> WorkerStatus {
         handed_over: counters.handed_off.get(),
         held: 0,
         busy: (total > 0).then(|| (busy * 100 / total) as u8),
+        busy_seconds: seconds(busy),
+        seconds: seconds(total),
         connections: counters.table_v4.get() + counters.table_v6.get(),
         capacity: worker.capacity,
         commands_waiting: (worker.outstanding + worker.backlog.len()) as u64,
@@ -441,6 +444,11 @@ fn worker((index, worker): (usize, &WorkerLink)) -> WorkerStatus {
         passed_waiting: worker.passed.len() as u64,
         checks_waiting: worker.checks.len() as u64,
     }
+}
+
+/// What so many ticks of the TSC take.
+fn seconds(ticks: u64) -> f64 {
+    ticks as f64 / Tsc::hz().max(1) as f64
 }
 
 /// Said where a worker has commands to do for longer than a moment, or management packets to take.

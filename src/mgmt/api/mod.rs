@@ -2,6 +2,7 @@
 //! use it. It runs as tasks on the management thread and owns nothing but the sockets: every answer
 //! comes from the management loop, which it asks over a channel, so it never touches a worker.
 
+mod capture;
 mod change;
 mod problem;
 mod request;
@@ -19,6 +20,7 @@ mod tests;
 #[cfg(test)]
 mod vips_tests;
 
+pub use capture::CaptureRequest;
 pub use change::{Applied, BackendSettings, Edit, Replace, decide, etag};
 pub use problem::Problem;
 pub use request::{Clients, ConnectionFilter, Handle, Request};

@@ -10,10 +10,12 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tokio::sync::{mpsc, oneshot};
 
+use super::capture::CaptureRequest;
 use super::change::{Applied, Edit, Replace, etag};
 use super::problem::Problem;
 use super::trace::{Trace, TraceRequest};
 use super::view::{Connections, Drain, Ready, ServiceStatus, Status, VipStatus};
+use crate::mgmt::capture::Pieces;
 use crate::mgmt::config::{Config, Prefix};
 use crate::mgmt::events::Feed;
 use crate::mgmt::faults::Fault;
@@ -29,6 +31,11 @@ pub enum Request {
     Connections {
         filter: ConnectionFilter,
         reply: oneshot::Sender<Connections>,
+    },
+    /// Packets from the data path, as pieces of a file.
+    Capture {
+        request: CaptureRequest,
+        reply: oneshot::Sender<Result<Pieces, Problem>>,
     },
     /// What would become of a packet.
     Trace {
@@ -105,6 +112,10 @@ impl Default for ConnectionFilter {
 pub struct Clients(Prefix);
 
 impl Clients {
+    pub fn prefix(self) -> Prefix {
+        self.0
+    }
+
     pub fn contains(self, client: IpAddr) -> bool {
         self.0.contains(client)
     }
@@ -180,6 +191,11 @@ impl Handle {
     pub async fn connections(&self, filter: ConnectionFilter) -> Result<Connections, Problem> {
         self.ask(|reply| Request::Connections { filter, reply })
             .await
+    }
+
+    pub async fn capture(&self, request: CaptureRequest) -> Result<Pieces, Problem> {
+        self.ask(|reply| Request::Capture { request, reply })
+            .await?
     }
 
     pub async fn trace(&self, request: TraceRequest) -> Result<Trace, Problem> {

@@ -11,6 +11,7 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use utoipa::{IntoParams, OpenApi, ToResponse};
 
+use super::capture;
 use super::change::{Applied, BackendSettings, Edit, etag, invalid_file};
 use super::problem::Problem;
 use super::request::{ConnectionFilter, Handle};
@@ -59,6 +60,8 @@ fn changing() -> Router<Handle> {
         )
         .route("/v1/services/{name}/backends/{backend}", backend)
         .route("/v1/drain", put(vips::drain))
+        // It shows what packets carry, which is not for everyone who may look at counts.
+        .route("/v1/capture", get(capture::capture))
 }
 
 fn reading() -> Router<Handle> {
@@ -177,6 +180,7 @@ pub(super) struct Failed(Problem);
         service,
         connections,
         trace,
+        capture::capture,
         config,
         stream::events,
         vips::vips,

@@ -70,6 +70,11 @@ async fn management(mut requests: mpsc::Receiver<Request>) {
     while let Some(request) = requests.recv().await {
         match request {
             Request::Events { after, reply } => drop(reply.send(events.follow(after))),
+            Request::Capture { request, reply } => {
+                let (sender, pieces) = mpsc::channel(2);
+                sender.try_send(format!("{request:?}").into()).unwrap();
+                let _ = reply.send(Ok(pieces));
+            }
             Request::Trace { request, reply } => {
                 let packet = format!("{} {} {}", request.from, request.to, request.flags);
                 let _ = reply.send(Ok(Trace {
@@ -472,6 +477,11 @@ fn errors_are_problem_details_that_say_what_to_do() {
                 "bad-query",
             ),
             ("GET", "/v1/trace", 400, "bad-query"),
+            ("GET", "/v1/capture?snap=63", 400, "bad-query"),
+            ("GET", "/v1/capture?packets=0", 400, "bad-query"),
+            ("GET", "/v1/capture?seconds=3601", 400, "bad-query"),
+            ("GET", "/v1/capture?rate=100001", 400, "bad-query"),
+            ("GET", "/v1/capture?protocol=icmp", 400, "bad-query"),
             (
                 "GET",
                 "/v1/trace?from=192.0.2.1&to=192.0.2.80:80",

@@ -250,8 +250,13 @@ pub struct WorkerStatus {
     pub handed_over: u64,
     /// Packets it holds at this moment.
     pub held: u64,
-    /// Share of its time spent on packets since the last status, in percent; `null` if not measured.
+    /// Share of its time since the start that it spent on packets, in percent; `null` if not measured.
     pub busy: Option<u8>,
+    /// Time spent on packets, and all.
+    #[serde(default)]
+    pub busy_seconds: f64,
+    #[serde(default)]
+    pub seconds: f64,
     pub connections: u64,
     /// Connections that its table can hold.
     pub capacity: u64,

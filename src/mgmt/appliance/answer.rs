@@ -54,6 +54,7 @@ impl Appliance {
                 self.fault = Some((Instant::now() + faults::DELAY, fault));
                 let _ = reply.send(());
             }
+            Request::Capture { request, reply } => drop(reply.send(self.capture(&request))),
             Request::Trace { request, reply } => self.trace(&request, reply),
             Request::Connections { filter, reply } => {
                 self.questions += 1;

@@ -15,6 +15,7 @@ impl Appliance {
     pub fn shut_down(mut self) -> Result<Balance, EalError> {
         /// All of it takes less than a second.
         const PATIENCE: Duration = Duration::from_millis(400);
+        self.end_capture();
         let mut queues: Vec<(Vec<_>, Vec<_>)> = Vec::new();
         queues.resize_with(self.desired.ports().len(), Default::default);
         for message in [|| Message::Quiesce, || Message::Stop] {

@@ -13,6 +13,7 @@ impl Appliance {
         // Whoever waits for these is told; what workers still answer is nobody's.
         self.listings.clear();
         self.tracings.clear();
+        self.end_capture();
         self.building = None;
         self.rings_held = None;
         let config = match self.before.take() {

@@ -15,6 +15,7 @@ pub fn collect(source: &Source<'_>) -> Families {
     let resets = source.ports.resets_of();
     let mut all = program(&status);
     all.extend(backends(&status));
+    all.extend(checks(&status));
     all.extend(ports(&status.ports, resets));
     all.extend(kernel(&status.kernel));
     all.extend(workers(source.workers));
@@ -125,6 +126,57 @@ fn backends(status: &Status) -> Vec<Family> {
             "1 if the backend takes new connections, 0 if it is down, unreachable or drained",
         )
         .samples(each(|b| u64::from(b.state == BackendState::Up))),
+    ]
+}
+
+/// What checks found, of the backends that are checked, and how the checks keep up.
+fn checks(status: &Status) -> Vec<Family> {
+    let checked = || {
+        status.services.iter().flat_map(|service| {
+            let kept = service.backends.iter();
+            let kept = kept.filter(|backend| backend.state != BackendState::Removed);
+            kept.filter_map(|backend| {
+                let labels: Labels = vec![
+                    ("service", service.name.clone()),
+                    ("backend", backend.name.clone()),
+                ];
+                Some((labels, backend.check.as_ref()?))
+            })
+        })
+    };
+    let results = checked().flat_map(|(labels, check)| {
+        let good = check.checks - check.failures;
+        [("good", good), ("failed", check.failures)].map(|(result, count)| {
+            let mut labels = labels.clone();
+            labels.push(("result", result.to_owned()));
+            (labels, Value::Count(count))
+        })
+    });
+    let times = checked().filter_map(|(labels, check)| {
+        let seconds = check.milliseconds? / 1000.0;
+        Some((labels, Value::Number(seconds)))
+    });
+    let pace = &status.management.checks;
+    let one = |count: u64| [(Labels::new(), Value::Count(count))];
+    vec![
+        Family::counter("backend_checks", "Health checks that had a result").samples(results),
+        Family::gauge(
+            "backend_check_response",
+            "Time that the last good answer to a health check took",
+        )
+        .unit(Unit::Seconds)
+        .samples(times),
+        Family::counter("checks_started", "Health checks begun").samples(one(pace.started)),
+        Family::counter(
+            "checks_late",
+            "Health checks begun later than a tenth of their interval after their time",
+        )
+        .samples(one(pace.late)),
+        Family::counter(
+            "checks_skipped",
+            "Health checks not begun because the one before had not ended",
+        )
+        .samples(one(pace.skipped)),
     ]
 }
 

@@ -148,6 +148,11 @@ const MANAGEMENT: &[Count<net::Counters>] = &[
         |c| c.held_dropped,
     ),
     count(
+        "address_conflicts",
+        "Frames of other machines that use an address of ours; `evenkeel events` names them.",
+        |c| c.conflicts,
+    ),
+    count(
         "neighbours_full",
         "Neighbours that found no room in the table.",
         |c| c.table_full,
