@@ -335,7 +335,7 @@ fn headers(frame: &[u8]) -> Vec<String> {
     }
     let lines = text
         .lines()
-        .map(|line| line.trim_start_matches(['└', '─', ' ']));
+        .map(|line| line.trim_start_matches(['\\', '└', '─', ' ']));
     lines
         .filter(|line| !line.is_empty())
         .map(str::to_owned)

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::lab::balancer::{Evenkeel, Service, web};
+use crate::lab::balancer::{Evenkeel, Service, configuration, web};
 use crate::lab::process::wait_for;
 use crate::lab::tool::TUN;
 use crate::lab::web::{SECOND_PORT, curl};
@@ -242,4 +242,119 @@ fn a_reload_adds_keeps_and_removes_checks() {
     assert_eq!(not_up(&lab, &evenkeel), [""; 0]);
     assert_eq!(checks("nat-V4-tcp-80"), None);
     assert_eq!(down_lines(), 3);
+}
+
+/// FullNAT's checks come from its local addresses, as its packets do.
+#[test]
+fn a_fullnat_backend_that_does_not_reach_the_local_addresses_is_found() {
+    const LOCAL: &str = "10.0.0.200";
+    let fullnat = |port, via| {
+        let mut service = checked("nat", port, via);
+        service.options["method"] = "fullnat".into();
+        service.options["local_addresses"] = json!([LOCAL]);
+        service
+    };
+    let services = [fullnat(80, "data-path"), fullnat(SECOND_PORT, "direct")];
+    let Some((lab, evenkeel)) = start(Arms::Two, 1, &services) else {
+        return;
+    };
+    wait_for("a good check of every backend", || {
+        let all = backends(&lab, &evenkeel);
+        let mut checks = all.values().map(|backend| &backend["check"]["answer"]);
+        checks.all(|answer| answer == "HTTP 200").then_some(())
+    });
+    let lost = Instant::now();
+    lab.backends[1].ip(&format!("route add unreachable {LOCAL}/32 table 100"));
+    let name = services[0].name();
+    wait_for("the backend to be taken out", || {
+        (not_up(&lab, &evenkeel) == [format!("{name}/web-2")]).then_some(())
+    });
+    let (took, allowed) = (lost.elapsed(), INTERVAL * FALL + TIMEOUT);
+    println!("fullnat: {took:.2?} of {allowed:?}");
+    let direct = &backends(&lab, &evenkeel)[&format!("{}/web-2", services[1].name())];
+    println!("direct: {}: {}", direct["state"], direct["check"]);
+    assert_eq!(direct["state"], "up", "{direct}");
+    // Looking takes a moment too.
+    assert!(took <= allowed + INTERVAL, "{took:?}");
+    let url = format!("http://{}/?[1-6]", services[0].address());
+    let answers = curl(&lab.client, &["-H", "Connection: close", &url]);
+    assert!(!answers.contains("web-2"), "{answers}");
+    lab.backends[1].ip(&format!("route del unreachable {LOCAL}/32 table 100"));
+    wait_for("it to be back", || {
+        not_up(&lab, &evenkeel).is_empty().then_some(())
+    });
+    let answers = curl(&lab.client, &["-H", "Connection: close", &url]);
+    assert!(answers.contains("web-2"), "{answers}");
+}
+
+/// Backends of the long test: addresses of one host.
+const FIVE_THOUSAND: usize = 5000;
+
+fn address(number: usize) -> String {
+    format!("10.9.{}.{}", 1 + number / 250, 1 + number % 250)
+}
+
+/// Evenkeel's configuration with a service of so many backends, each checked every 2 s.
+fn with_many(lab: &Lab, count: usize) -> String {
+    let text = configuration(lab, 1, &[web("nat", "wlc")]);
+    let mut whole: Value = toml::from_str(&text).expect("our own TOML");
+    let backend = |number| json!({ "name": format!("b{number}"), "address": address(number) });
+    whole["service"] = json!([{
+        "name": "many",
+        "listen": [format!("tcp:{}:81", Family::V4.vip("nat"))],
+        "method": "nat",
+        "scheduler": "wlc",
+        "health": { "type": "tcp", "port": 80, "interval": "2s", "timeout": "1s", "fall": 3 },
+        "backend": (0..count).map(backend).collect::<Vec<_>>(),
+    }]);
+    let addresses = whole["port"][0]["addresses"].as_array_mut();
+    addresses.expect("addresses").push("10.9.0.2/16".into());
+    toml::to_string(&whole).expect("TOML")
+}
+
+#[test]
+#[ignore = "long: scripts/test --long"]
+fn five_thousand_backends_are_checked_in_time() {
+    let Some(mut lab) = Lab::new(Arms::One) else {
+        return;
+    };
+    lab.start_web();
+    let add = |number| format!("address add {}/16 dev eth0\n", address(number));
+    let batch: String = (0..FIVE_THOUSAND).map(add).collect();
+    let file = lab.folder().join("addresses");
+    std::fs::write(&file, batch).expect("a file");
+    let file = file.to_str().expect("a path in UTF-8");
+    let added = lab.backends[0].run("ip", &["-batch", file]);
+    assert!(added.status.success(), "{added:?}");
+    let evenkeel = Evenkeel::start_with(&lab, &with_many(&lab, FIVE_THOUSAND));
+    let checks = || evenkeel.api().status()["management"]["checks"].clone();
+    let count = |checks: &Value, key: &str| checks[key].as_u64().expect("a count");
+    wait_for("every backend to be up", || {
+        let status = evenkeel.api().status();
+        let backends = status["services"][0]["backends"].as_array()?;
+        let up = |backend: &&Value| {
+            backend["state"] == "up" && backend["check"]["checks"].as_u64() > Some(0)
+        };
+        (backends.iter().filter(up).count() == FIVE_THOUSAND).then_some(())
+    });
+    let (before, begun) = (checks(), Instant::now());
+    let wanted = count(&before, "started") + 10 * FIVE_THOUSAND as u64;
+    wait_for("ten checks of each", || {
+        (count(&checks(), "started") >= wanted).then_some(())
+    });
+    let (after, took) = (checks(), begun.elapsed());
+    let more = |key: &str| count(&after, key) - count(&before, key);
+    println!(
+        "{} checks in {took:.2?}: {} late, {} left out, {} unjudged, {} packets lost; the latest {} ms after its time",
+        more("started"),
+        more("late"),
+        more("skipped"),
+        more("unjudged"),
+        more("packets_lost"),
+        after["latest_milliseconds"]
+    );
+    assert!(took < Duration::from_secs(22), "{took:?}");
+    assert_eq!((more("late"), more("skipped")), (0, 0), "{after}");
+    let worker = &evenkeel.api().status()["workers"][0];
+    println!("worker 0: {worker}");
 }

@@ -6,9 +6,11 @@
 mod lab;
 
 mod availability;
+mod capture;
 mod checks;
 mod downloads;
 mod ending;
+mod faults;
 mod feedback;
 mod health;
 mod kernel;

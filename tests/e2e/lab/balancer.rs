@@ -143,6 +143,31 @@ impl Evenkeel {
         Self::start_that_may(lab, &text, &["--allow-faults"])
     }
 
+    /// On a machine without huge pages; `None` where there is no taking them away.
+    pub fn start_without_huge_pages(lab: &Lab, text: &str) -> Option<Evenkeel> {
+        let file = lab.folder().join("evenkeel.toml");
+        fs::write(&file, text).expect("the configuration");
+        let without = "umount --all --types hugetlbfs && exec \"$@\"";
+        let words = ["--mount", "sh", "-c", without, "sh"];
+        if !lab
+            .balancer
+            .run("unshare", &[&words[..], &["true"]].concat())
+            .status
+            .success()
+        {
+            return None;
+        }
+        let config = file.to_str().expect("a path in UTF-8");
+        let words = [&words[..], &[PROGRAM, "run", "--config", config]].concat();
+        let log = lab.folder().join("evenkeel.log");
+        let mut process = lab.balancer.start("unshare", &words, log);
+        attach(lab, &mut process, TAP, Arms::One);
+        Some(Evenkeel {
+            process,
+            socket: lab.folder().join("evenkeel.sock"),
+        })
+    }
+
     fn start_that_may(lab: &Lab, text: &str, options: &[&str]) -> Evenkeel {
         let file = lab.folder().join("evenkeel.toml");
         fs::write(&file, text).expect("the configuration");
@@ -174,6 +199,20 @@ impl Evenkeel {
     /// Its socket, spoken to directly.
     pub fn api(&self) -> Api {
         Api::connect(&self.socket)
+    }
+
+    /// What `evenkeel WORDS` prints, which must succeed.
+    pub fn say(&self, lab: &Lab, words: &[&str]) -> String {
+        let socket = self.socket.to_str().expect("a path in UTF-8");
+        let words = [words, &["--socket", socket]].concat();
+        process::check(lab.balancer.command(PROGRAM).args(words))
+    }
+
+    /// `evenkeel WORDS`, which goes on.
+    pub fn begin(&self, lab: &Lab, words: &[&str], log: &str) -> Running {
+        let socket = self.socket.to_str().expect("a path in UTF-8");
+        let words = [words, &["--socket", socket]].concat();
+        lab.balancer.start(PROGRAM, &words, lab.folder().join(log))
     }
 
     /// `evenkeel status --json`.
