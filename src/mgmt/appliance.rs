@@ -31,7 +31,7 @@ use super::config::Config;
 use super::desired::Desired;
 use super::events::{EventKind, Events, Happening};
 use super::faults::Fault;
-use super::hash_tables::{Building, Progress};
+use super::hash_tables::Ahead;
 use super::hooks::Hooks;
 use super::kernel::Kernel;
 use super::load::Load;
@@ -68,7 +68,7 @@ pub struct Appliance {
     events: Events,
     watch: Watch,
     /// Hash tables that the next snapshot waits for.
-    building: Option<Building>,
+    ahead: Ahead,
     pub workers: Vec<WorkerLink>,
     pub current: Arc<Snapshot>,
     retired: Retired,
@@ -119,7 +119,7 @@ impl Appliance {
             hooks: Hooks::default(),
             events: Events::default(),
             watch: Watch::default(),
-            building: None,
+            ahead: Ahead::default(),
             workers: machine.workers,
             current,
             retired: Retired::new(),
@@ -245,7 +245,7 @@ impl Appliance {
         if self.stale {
             self.look_at_quorums();
         }
-        if self.stale || self.building.is_some() {
+        if self.stale || self.ahead.is_going() {
             self.publish_when_built();
         }
     }
@@ -317,22 +317,7 @@ impl Appliance {
 
     /// Publishes, after the hash tables that are new have been built by another thread.
     fn publish_when_built(&mut self) {
-        let mut built = Vec::new();
-        if let Some(building) = &self.building {
-            match building.progress() {
-                Progress::Going => return,
-                Progress::Done(tables) => built = tables,
-                Progress::Failed => tracing::error!("hash tables could not be built aside"),
-            }
-            self.building = None;
-            self.desired.take_tables(&built);
-        }
-        // What changed meanwhile may need others.
-        let missing = self.desired.missing_tables();
-        if !missing.is_empty() {
-            self.building = Building::begin(missing).ok();
-        }
-        if self.building.is_none() {
+        if self.ahead.is_ready(&mut self.desired) {
             self.publish();
         }
     }
@@ -341,6 +326,7 @@ impl Appliance {
     pub fn publish(&mut self) {
         self.stale = false;
         let next = self.desired.build(&self.net);
+        self.ahead.is_used();
         let last = std::mem::replace(&mut self.current, next);
         self.retired.free(last);
         for worker in &mut self.workers {

@@ -2,12 +2,13 @@
 //! again are taken from here.
 //!
 //! Lives on the management thread. A large table takes milliseconds to build, which neither workers
-//! nor the management loop have: [`Building`] has a thread of its own for it.
+//! nor the management loop have: [`Ahead`] has a thread of its own for it.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::mpsc;
 use std::sync::{Arc, Weak};
 
+use super::desired::Desired;
 use crate::lb::maglev::{Maglev, Member};
 
 /// All that a table depends on: its members in order, with their weights, and its size.
@@ -66,15 +67,63 @@ impl HashTables {
     }
 }
 
+/// Looks at what is missing before the rest is built on the management thread: changes that come
+/// faster than tables are built must not keep a snapshot back for ever.
+const ROUNDS: u32 = 8;
+
+/// The tables that the next snapshot waits for.
+#[derive(Debug, Default)]
+pub struct Ahead {
+    building: Option<Building>,
+    /// Built already, and held until the snapshot holds them: what changes meanwhile may need
+    /// others, and the wait for those must not lose these.
+    built: Vec<Built>,
+    rounds: u32,
+}
+
+impl Ahead {
+    /// Whether something is being built.
+    pub fn is_going(&self) -> bool {
+        self.building.is_some()
+    }
+
+    /// Takes up what has been built and begins to build what `desired` needs besides. True when
+    /// the snapshot can be built now.
+    pub fn is_ready(&mut self, desired: &mut Desired) -> bool {
+        if let Some(building) = &self.building {
+            match building.progress() {
+                Progress::Going => return false,
+                Progress::Done(tables) => self.built.extend(tables),
+                Progress::Failed => tracing::error!("hash tables could not be built aside"),
+            }
+            self.building = None;
+            desired.take_tables(&self.built);
+        }
+        let missing = desired.missing_tables();
+        if missing.is_empty() || self.rounds == ROUNDS {
+            return true;
+        }
+        self.rounds += 1;
+        self.building = Building::begin(missing).ok();
+        self.building.is_none()
+    }
+
+    /// The snapshot is built, and holds what it needs.
+    pub fn is_used(&mut self) {
+        self.built.clear();
+        self.rounds = 0;
+    }
+}
+
 /// Tables that are being built.
 #[derive(Debug)]
-pub struct Building {
+struct Building {
     built: mpsc::Receiver<Vec<Built>>,
 }
 
 /// What has become of them.
 #[derive(Debug)]
-pub enum Progress {
+enum Progress {
     Going,
     Done(Vec<Built>),
     /// The thread ended without them; they can be built where they are needed.
@@ -83,7 +132,7 @@ pub enum Progress {
 
 impl Building {
     /// Begins to build tables on another thread.
-    pub fn begin(keys: Vec<TableKey>) -> std::io::Result<Self> {
+    fn begin(keys: Vec<TableKey>) -> std::io::Result<Self> {
         let (sender, built) = mpsc::channel();
         let build = move || {
             let table = |key: TableKey| {
@@ -99,7 +148,7 @@ impl Building {
         Ok(Self { built })
     }
 
-    pub fn progress(&self) -> Progress {
+    fn progress(&self) -> Progress {
         match self.built.try_recv() {
             Ok(built) => Progress::Done(built),
             Err(mpsc::TryRecvError::Empty) => Progress::Going,
@@ -111,8 +160,74 @@ impl Building {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mgmt::config::{Config, parse};
     use std::net::Ipv4Addr;
     use std::time::{Duration, Instant};
+
+    /// Two services by hash; the first one's backend has this weight.
+    fn services(weight: u16) -> Config {
+        let service = |name: &str, weight: u16, n: u8| {
+            format!(
+                "[[service]]\nname = \"{name}\"\nlisten = \"tcp:198.51.100.{n}:80\"\nmethod = \"nat\"\n\
+                 scheduler = \"mh\"\n[[service.backend]]\nname = \"a\"\naddress = \"192.0.2.1{n}\"\n\
+                 weight = {weight}\n[[service.backend]]\nname = \"b\"\naddress = \"192.0.2.99\"\n"
+            )
+        };
+        let port =
+            "[[port]]\nname = \"wan\"\ndevice = \"net_null0\"\naddresses = [\"192.0.2.2/24\"]\n";
+        let text = [port, &service("x", weight, 1), &service("y", 1, 2)].concat();
+        parse(&text).expect("a configuration")
+    }
+
+    /// Looks until the next snapshot can be built; `meanwhile` after each set of tables.
+    fn look_until_ready(
+        ahead: &mut Ahead,
+        desired: &mut Desired,
+        mut meanwhile: impl FnMut(&mut Desired),
+    ) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut rounds = 0;
+        while !ahead.is_ready(desired) {
+            assert!(Instant::now() < deadline, "after {rounds} rounds");
+            if ahead.rounds > rounds {
+                rounds = ahead.rounds;
+                meanwhile(desired);
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_change_while_tables_are_built_loses_none_of_them() {
+        let (mut ahead, mut desired) =
+            (Ahead::default(), Desired::new(services(1), Vec::new(), 128));
+        let mut change = Some(services(2));
+        look_until_ready(&mut ahead, &mut desired, |desired| {
+            if let Some(config) = change.take() {
+                desired.replace(config);
+            }
+        });
+        assert_eq!(
+            ahead.rounds, 2,
+            "both services' tables, then the changed one"
+        );
+        assert!(desired.missing_tables().is_empty());
+        ahead.is_used();
+        assert_eq!((ahead.built.len(), ahead.rounds), (0, 0));
+    }
+
+    #[test]
+    fn changes_without_end_do_not_keep_a_snapshot_back() {
+        let (mut ahead, mut desired) =
+            (Ahead::default(), Desired::new(services(1), Vec::new(), 128));
+        let mut weight = 1;
+        look_until_ready(&mut ahead, &mut desired, |desired| {
+            weight += 1;
+            desired.replace(services(weight));
+        });
+        assert_eq!((ahead.rounds, weight), (ROUNDS, 9));
+        assert_eq!(desired.missing_tables().len(), 1, "built with the snapshot");
+    }
 
     fn key(weights: &[u32]) -> TableKey {
         let member = |(n, &weight): (usize, &u32)| Member {

@@ -7,6 +7,7 @@ mod lab;
 
 mod availability;
 mod capture;
+mod changes;
 mod checks;
 mod downloads;
 mod ending;

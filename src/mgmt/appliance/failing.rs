@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::Appliance;
 use crate::mgmt::faults::Fault;
+use crate::mgmt::hash_tables::Ahead;
 use crate::mgmt::workers::WorkerLink;
 
 impl Appliance {
@@ -14,7 +15,7 @@ impl Appliance {
         self.listings.clear();
         self.tracings.clear();
         self.end_capture();
-        self.building = None;
+        self.ahead = Ahead::default();
         self.rings_held = None;
         let config = match self.before.take() {
             Some(before) => {
