@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{CliError, ConfigFile, Shared, check_ports, print, print_json};
 use crate::mgmt::config::{self, FileError, Invalid};
-use crate::mgmt::start::dpdk_memory_mib;
+use crate::mgmt::start::huge_pages_mib;
 
 #[derive(Debug, Args)]
 pub struct CheckArgs {
@@ -41,7 +41,7 @@ pub(super) fn run(args: &CheckArgs, shared: &Shared) -> Result<(), CliError> {
     match config::load(file) {
         Ok(config) if args.ports => check_ports::run(&config, shared),
         Ok(config) if shared.json => {
-            let huge_pages_mib = Some(dpdk_memory_mib(&config));
+            let huge_pages_mib = Some(huge_pages_mib(&config));
             print_json(&Verdict {
                 huge_pages_mib,
                 ..verdict(name.to_string(), None)

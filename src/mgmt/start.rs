@@ -18,7 +18,7 @@ use crate::lb::snapshot::Snapshot;
 use crate::port::ring::{self, Consumer, Producer, RingError, SharedProducer};
 use crate::port::{
     Eal, EalError, EalOptions, Huge, LaunchError, Mempool, MempoolError, Port, PortError, PortInfo,
-    RxQueue, Stopped, TxBuffer, TxQueue,
+    RxQueue, Stopped, TxBuffer, TxQueue, pool_bytes,
 };
 use crate::worker::{Clock, Idle, Rings, Worker, WorkerPort};
 
@@ -157,10 +157,17 @@ pub fn prepare(config: &Config) -> Result<Ready, StartError> {
     })
 }
 
-/// MiB of DPDK's memory, on huge pages where there are enough: packet buffers, rings, queues.
-pub fn dpdk_memory_mib(config: &Config) -> u32 {
-    let buffer = u64::from(config.workers.buffer_size) + 384;
-    let pool_mib = u64::from(packet_buffers(config)) * buffer / (1 << 20);
+const HUGE_PAGE_BYTES: u64 = 2 << 20;
+const ORDINARY_PAGE_BYTES: u64 = 4 << 10;
+
+/// MiB of huge pages for DPDK: packet buffers, rings, queues.
+pub fn huge_pages_mib(config: &Config) -> u32 {
+    dpdk_memory_mib(config, HUGE_PAGE_BYTES)
+}
+
+fn dpdk_memory_mib(config: &Config, page_bytes: u64) -> u32 {
+    let (buffers, room) = (packet_buffers(config), config.workers.buffer_size);
+    let pool_mib = pool_bytes(buffers, room, page_bytes).div_ceil(1 << 20);
     (pool_mib + 64) as u32
 }
 
@@ -178,7 +185,8 @@ fn eal_options(config: &Config) -> EalOptions {
             .chain(workers.map(|(&core, id)| (id, u32::from(core))))
             .collect(),
         file_prefix: format!("evenkeel{tail}"),
-        memory_mib: Some(dpdk_memory_mib(config)),
+        memory_mib: Some(huge_pages_mib(config)),
+        ordinary_memory_mib: Some(dpdk_memory_mib(config, ORDINARY_PAGE_BYTES)),
         huge: Huge::Auto,
         allow_pci: devices.filter(|device| is_pci(device)).collect(),
         log_level: None,

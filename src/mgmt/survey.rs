@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use super::config::{self, Config};
 use super::rss::{self, Plan};
-use super::start::{dpdk_memory_mib, is_pci, mac_text, vlans};
+use super::start::{huge_pages_mib, is_pci, mac_text, vlans};
 use crate::lb::queues::By;
 use crate::port::rss as fields;
 use crate::port::{Eal, EalError, EalOptions, Huge, Port, PortInfo, Stopped, offload};
@@ -143,7 +143,7 @@ pub fn survey(config: &Config) -> Result<Survey, SurveyError> {
         surveyed
     });
     Ok(Survey {
-        huge_pages_mib: dpdk_memory_mib(config),
+        huge_pages_mib: huge_pages_mib(config),
         ports: ports.collect(),
         workers,
     })

@@ -33,6 +33,11 @@ pub struct EalOptions {
     pub file_prefix: String,
     /// For pools, rings and tables together. None: 512.
     pub memory_mib: Option<u32>,
+    /// The same without huge pages, where pools take more ([`pool_bytes`]).
+    /// None: as much as with them.
+    ///
+    /// [`pool_bytes`]: super::pool_bytes
+    pub ordinary_memory_mib: Option<u32>,
     pub huge: Huge,
     /// PCI devices to take, as `0000:03:00.0[,argument=...]`; empty: none.
     pub allow_pci: Vec<String>,
@@ -46,6 +51,7 @@ impl Default for EalOptions {
             lcores: vec![(0, 0)],
             file_prefix: "evenkeel".into(),
             memory_mib: None,
+            ordinary_memory_mib: None,
             huge: Huge::Auto,
             allow_pci: Vec::new(),
             log_level: None,
@@ -143,12 +149,13 @@ impl Eal {
         if prefix.is_empty() || !prefix.chars().all(plain) {
             return Err(EalError::Prefix(prefix.clone()));
         }
-        let memory_mib = options.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB);
+        let mut memory_mib = options.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB);
         let no_huge_reason = match options.huge {
             Huge::Never => Some("they are switched off".to_owned()),
             Huge::Auto => hugepages::check(memory_mib.into()).err(),
         };
         if no_huge_reason.is_some() {
+            memory_mib = options.ordinary_memory_mib.unwrap_or(memory_mib);
             let available = hugepages::ordinary_memory_mib().unwrap_or(u64::MAX);
             let needed = u64::from(memory_mib);
             if needed > available {

@@ -85,6 +85,21 @@ pub(super) fn reap() -> usize {
     orphans.len()
 }
 
+/// What DPDK adds to a buffer's data room: the headroom, its descriptor with our
+/// part, a link to its pool, and a cache line to spread buffers over channels.
+const BESIDE_DATA_BYTES: u64 = 384;
+
+/// Bytes of DPDK's memory that a pool takes where pages have `page_bytes`: DPDK
+/// lays no buffer across two pages, so that a device sees it in one piece.
+pub fn pool_bytes(count: u32, data_room_bytes: u16, page_bytes: u64) -> u64 {
+    let buffer = u64::from(data_room_bytes) + BESIDE_DATA_BYTES;
+    let pages = match page_bytes / buffer {
+        0 => u64::from(count) * buffer.div_ceil(page_bytes),
+        per_page => u64::from(count).div_ceil(per_page),
+    };
+    pages * page_bytes
+}
+
 /// A pool of packet buffers; clones are handles on the same pool.
 #[derive(Clone)]
 pub struct Mempool(Arc<Pool>);
@@ -209,5 +224,20 @@ impl std::fmt::Debug for Mempool {
             self.in_use(),
             self.capacity()
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_buffer_lies_across_two_pages() {
+        // 2,560 bytes each: one in an ordinary page, 819 in a huge one.
+        assert_eq!(pool_bytes(1000, 2176, 4 << 10), 1000 * (4 << 10));
+        assert_eq!(pool_bytes(1000, 2176, 2 << 20), 2 * (2 << 20));
+        assert_eq!(pool_bytes(1000, 256, 4 << 10), 167 * (4 << 10));
+        // A jumbo frame's buffer has pages of its own.
+        assert_eq!(pool_bytes(1000, 9600, 4 << 10), 3000 * (4 << 10));
     }
 }

@@ -30,7 +30,7 @@ pub use eal::{Eal, EalError, EalOptions, Huge, version};
 pub use handle::{NotStarted, Port, Running, Started, Stopped};
 pub use lcore::{LaunchError, LcoreHandle};
 pub use mbuf::{Mbuf, RxChecksum};
-pub use mempool::{Mempool, MempoolError};
+pub use mempool::{Mempool, MempoolError, pool_bytes};
 pub use queue::{RxQueue, TxBuffer, TxQueue, TxStats};
 pub use ring::RingError;
 pub use types::{

@@ -201,6 +201,26 @@ fn a_taken_address_a_short_mtu_and_a_full_table_are_named() {
     assert!(connections * 100 > capacity * 75, "{worker}");
 }
 
+/// A buffer takes a whole ordinary page, and many workers take many buffers.
+#[test]
+fn four_workers_start_without_huge_pages() {
+    let services = [web("nat", "rr")];
+    let Some(lab) = Lab::new(Arms::One) else {
+        return;
+    };
+    let text = configuration(&lab, 4, &services);
+    let descriptors = text.replace("mtu = 1520", "mtu = 1520\nrx_descriptors = 4096");
+    assert_ne!(descriptors, text);
+    let Some(mut evenkeel) = Evenkeel::start_without_huge_pages(&lab, &descriptors) else {
+        return process::say_skipped("needs mount namespaces");
+    };
+    assert_eq!(
+        evenkeel.status(&lab)["workers"].as_array().map(Vec::len),
+        Some(4)
+    );
+    assert!(evenkeel.process.terminate().0.success());
+}
+
 #[test]
 fn a_dead_gateway_and_missing_huge_pages_are_named() {
     let services = [web("nat", "rr")];
