@@ -1,6 +1,8 @@
 //! Changes to a running evenkeel on a DPDK device that needs no hardware: by command, by file and by
 //! signal. Whether packets are lost meanwhile is for the tests with traffic.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -111,6 +113,18 @@ impl Running {
                 .unwrap()
                 .success()
         );
+    }
+
+    /// The tag of the running configuration, which another one does not have.
+    fn tag(&self) -> String {
+        let mut stream = UnixStream::connect(self.directory.join("socket")).unwrap();
+        let request = "GET /v1/config HTTP/1.1\r\nhost: evenkeel\r\nconnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let mut lines = answer.lines().map(str::to_ascii_lowercase);
+        let tag = lines.find_map(|line| line.strip_prefix("etag: ").map(str::to_owned));
+        tag.unwrap_or_else(|| panic!("no tag in {answer}"))
     }
 
     fn listing(&self) -> String {
@@ -260,6 +274,62 @@ fn what_cannot_be_changed_is_refused_and_changes_nothing() {
     );
 
     assert_eq!(running.say(&["status", "--ipvsadm"]), before);
+}
+
+#[test]
+fn what_is_imported_changes_nothing_unless_it_is_whole() {
+    let running = Running::start("import");
+    let (tag, saved) = (running.tag(), running.directory.join("saved"));
+    let import = |from: &str, text: &str| {
+        std::fs::write(&saved, text).unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_evenkeel"))
+            .args(["import", from])
+            .arg(&saved)
+            .output()
+            .unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        (String::from_utf8(output.stdout).unwrap(), error)
+    };
+    let path = saved.display();
+    let broken = [
+        (
+            "ipvsadm",
+            "-A -t 192.0.2.80:http -s rr\n",
+            "1:7: \"http\" is not",
+        ),
+        (
+            "keepalived",
+            "virtual_server 192.0.2.80 80 {\n",
+            "1:30: a { is never",
+        ),
+    ];
+    for (from, text, fault) in broken {
+        let (toml, error) = import(from, text);
+        assert_eq!(toml, "", "half an import of {from}");
+        assert!(error.contains(&format!("{path}:{fault}")), "{error}");
+        assert_eq!(running.tag(), tag);
+    }
+
+    let rules = "-A -t 192.0.2.81:80 -s wlc\n-a -t 192.0.2.81:80 -r 192.0.2.11:80 -m -w 1\n";
+    let (toml, _) = import("ipvsadm", rules);
+    let service = &toml[toml.find("[[service]]").expect("a service")..];
+    // What the operator has to complete is not complete.
+    running.write(&toml);
+    let refusal = running.refusal(&["reload", "--config", &running.file()]);
+    assert!(
+        refusal.contains("no port has a subnet, route or gateway to 192.0.2.11; add"),
+        "{refusal}"
+    );
+    assert_eq!(running.tag(), tag);
+
+    running.write(&format!("{CONFIG}{service}"));
+    running.say(&["reload", "--config", &running.file()]);
+    assert_ne!(running.tag(), tag);
+    assert!(
+        running.listing().contains("192.0.2.81:80"),
+        "{}",
+        running.listing()
+    );
 }
 
 /// The kinds of the events so far, in their order.

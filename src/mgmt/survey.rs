@@ -106,6 +106,7 @@ pub fn survey(config: &Config) -> Result<Survey, SurveyError> {
         // Beside a running evenkeel, with its own files.
         file_prefix: format!("evenkeel-check-{}", std::process::id()),
         memory_mib: Some(MEMORY_MIB),
+        ordinary_memory_mib: None,
         huge: Huge::Never,
         allow_pci: devices.filter(|device| is_pci(device)).collect(),
         log_level: None,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::tree::Statement;
 use super::virtual_server::SERVER_OPTIONS;
-use super::{Import, ImportError, Place, Reason, address, number};
+use super::{Import, ImportError, Reason, number};
 use crate::mgmt::config::{Check, Health, HttpCheck, Protocol, Service, StartState, Tls, Via};
 
 /// What a virtual server or a real server sets for the checks in it.
@@ -43,8 +43,8 @@ impl Defaults {
         match line.keyword() {
             "delay_loop" => self.delay_loop = Some(seconds(line)?),
             "connect_timeout" => self.connect_timeout = Some(seconds(line)?),
-            "retry" => self.retry = Some(number(line.value()?, &line.place)?),
-            "virtualhost" => self.host = Some(line.value()?.to_owned()),
+            "retry" => self.retry = Some(line.value()?.number()?),
+            "virtualhost" => self.host = Some(line.text()?.to_owned()),
             "alpha" => self.start_down = true,
             // The pause before a retry and the first delay are the interval and its jitter here.
             _ => {}
@@ -55,15 +55,9 @@ impl Defaults {
 
 /// A time in seconds, which may have a fraction.
 fn seconds(line: &Statement) -> Result<Duration, ImportError> {
-    let text = line.value()?;
-    let not_a = || {
-        Reason::NotA {
-            value: text.to_owned(),
-            expected: "a number of seconds",
-        }
-        .at(&line.place)
-    };
-    let seconds: f64 = text.parse().map_err(|_| not_a())?;
+    let word = line.value()?;
+    let not_a = || word.not_a("a number of seconds");
+    let seconds: f64 = word.text.parse().map_err(|_| not_a())?;
     let time = Duration::try_from_secs_f64(seconds).map_err(|_| not_a())?;
     Ok(Duration::from_millis(time.as_millis() as u64))
 }
@@ -93,7 +87,7 @@ pub fn of_real_server(
             continue;
         };
         if first.is_some() {
-            import.note(&line.place, format!("{keyword} is a further check of the same real server, and a service has one; it is left out"));
+            import.note(line.place(), format!("{keyword} is a further check of the same real server, and a service has one; it is left out"));
         } else {
             first = Some(health);
         }
@@ -128,14 +122,14 @@ fn checker(
         "MISC_CHECK" => (script(line, import)?, 0),
         "SMTP_CHECK" => {
             import.note(
-                &line.place,
+                line.place(),
                 "SMTP_CHECK has no equivalent; a TCP check stands in its place",
             );
             (Check::Tcp, 3)
         }
         other => {
             import.note(
-                &line.place,
+                line.place(),
                 format!("{other} has no equivalent; it is left out"),
             );
             return Ok(None);
@@ -187,10 +181,10 @@ fn health(
         port: None,
     };
     for option in &line.block {
-        let place = &option.place;
+        let place = option.place();
         match option.keyword() {
-            "connect_port" => health.port = Some(number(option.value()?, place)?),
-            "connect_ip" => health.address = Some(address(option.value()?, place)?),
+            "connect_port" => health.port = Some(option.value()?.number()?),
+            "connect_ip" => health.address = Some(option.value()?.address()?),
             "bindto" | "bind_if" | "bind_port" | "fwmark" => {
                 let keyword = option.keyword();
                 import.note(
@@ -213,7 +207,7 @@ fn health(
             Some(Protocol::Udp) => 53,
             _ => 80,
         });
-        import.note(&line.place, "the service listens on several ports and the check names none; port 80 (53 for UDP) stands in its place, correct it");
+        import.note(line.place(), "the service listens on several ports and the check names none; port 80 (53 for UDP) stands in its place, correct it");
     }
     Ok(health)
 }
@@ -234,23 +228,23 @@ fn http(
     };
     let option = |keyword| line.block.iter().find(|option| option.keyword() == keyword);
     if let Some(host) = option("virtualhost") {
-        check.host = Some(host.value()?.to_owned());
+        check.host = Some(host.text()?.to_owned());
     }
     let mut urls = line.block.iter().filter(|option| option.keyword() == "url");
     let Some(url) = urls.next() else {
-        return Err(Reason::Missing("a url block").at(&line.place));
+        return Err(Reason::Missing("a url block").at(line.place()));
     };
     if let Some(second) = urls.next() {
-        import.note(&second.place, "a check has one URL; the first one is used");
+        import.note(second.place(), "a check has one URL; the first one is used");
     }
     for option in &url.block {
         match option.keyword() {
-            "path" => check.path = option.value()?.to_owned(),
-            "virtualhost" => check.host = Some(option.value()?.to_owned()),
-            "status_code" => check.status = statuses(&option.words[1..], &option.place)?,
-            "digest" => import.note(&option.place, "digest has no equivalent; write body = \"...\" with a text that a good answer contains"),
-            "regex" => import.note(&option.place, "regex has no equivalent; write body = \"...\" with a text that a good answer contains"),
-            other => import.note(&option.place, format!("{other} has no equivalent; it is left out")),
+            "path" => check.path = option.text()?.to_owned(),
+            "virtualhost" => check.host = Some(option.text()?.to_owned()),
+            "status_code" => check.status = statuses(option)?,
+            "digest" => import.note(option.place(), "digest has no equivalent; write body = \"...\" with a text that a good answer contains"),
+            "regex" => import.note(option.place(), "regex has no equivalent; write body = \"...\" with a text that a good answer contains"),
+            other => import.note(option.place(), format!("{other} has no equivalent; it is left out")),
         }
     }
     if let Some(tls) = check.tls.as_mut().filter(|tls| tls.sni.is_some()) {
@@ -260,23 +254,19 @@ fn http(
 }
 
 /// `200`, `200-299`, several of them.
-fn statuses(words: &[String], place: &Place) -> Result<Vec<(u16, u16)>, ImportError> {
+fn statuses(line: &Statement) -> Result<Vec<(u16, u16)>, ImportError> {
     let mut statuses = Vec::new();
-    for word in words {
-        let (first, last) = word.split_once('-').unwrap_or((word, word));
+    for word in &line.parameters {
+        let (text, place) = (word.text.as_str(), &word.place);
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
         let range = (number::<u16>(first, place)?, number::<u16>(last, place)?);
         if range.0 > range.1 || range.0 < 100 || range.1 > 599 {
-            let expected = "an HTTP status or a range of them";
-            return Err(Reason::NotA {
-                value: word.clone(),
-                expected,
-            }
-            .at(place));
+            return Err(word.not_a("an HTTP status or a range of them"));
         }
         statuses.push(range);
     }
     if statuses.is_empty() {
-        return Err(Reason::NoValue("status_code".to_owned()).at(place));
+        return Err(Reason::NoValue("status_code".to_owned()).at(line.place()));
     }
     Ok(statuses)
 }
@@ -284,19 +274,19 @@ fn statuses(words: &[String], place: &Place) -> Result<Vec<(u16, u16)>, ImportEr
 fn udp(line: &Statement, import: &mut Import) -> Result<Check, ImportError> {
     let (mut payload, mut reply) = (String::new(), None);
     for option in &line.block {
-        let bytes = || Ok(text_of_hex(option.value()?));
+        let bytes = || Ok(text_of_hex(option.text()?));
         match option.keyword() {
             "payload" => match bytes()? {
                 Some(text) => payload = text,
                 None => import.note(
-                    &option.place,
+                    option.place(),
                     "the payload is no text, and only text has an equivalent; it is left out",
                 ),
             },
             "require_reply" if option.parameter(0).is_some() => match bytes()? {
                 Some(text) => reply = Some(text),
                 None => import.note(
-                    &option.place,
+                    option.place(),
                     "the reply is no text, and only text has an equivalent; any answer will do",
                 ),
             },
@@ -327,8 +317,8 @@ fn dns(line: &Statement) -> Result<Check, ImportError> {
     let (mut query, mut record) = (".".to_owned(), "SOA".to_owned());
     for option in &line.block {
         match option.keyword() {
-            "name" => query = option.value()?.to_owned(),
-            "type" => record = option.value()?.to_owned(),
+            "name" => query = option.text()?.to_owned(),
+            "type" => record = option.text()?.to_owned(),
             _ => {}
         }
     }
@@ -341,11 +331,17 @@ fn script(line: &Statement, import: &mut Import) -> Result<Check, ImportError> {
         match option.keyword() {
             "misc_path" => {
                 command = option
-                    .value()?
+                    .text()?
                     .split_whitespace()
                     .map(str::to_owned)
                     .collect();
-                command.extend(option.words.iter().skip(2).cloned());
+                command.extend(
+                    option
+                        .parameters
+                        .iter()
+                        .skip(1)
+                        .map(|word| word.text.clone()),
+                );
             }
             "misc_timeout" | "misc_dynamic" | "user" => {
                 let keyword = option.keyword();
@@ -355,7 +351,7 @@ fn script(line: &Statement, import: &mut Import) -> Result<Check, ImportError> {
                     _ => "the script runs as evenkeel does",
                 };
                 import.note(
-                    &option.place,
+                    option.place(),
                     format!("{keyword} has no equivalent; {what}"),
                 );
             }
@@ -363,7 +359,7 @@ fn script(line: &Statement, import: &mut Import) -> Result<Check, ImportError> {
         }
     }
     if command.is_empty() {
-        return Err(Reason::Missing("misc_path").at(&line.place));
+        return Err(Reason::Missing("misc_path").at(line.place()));
     }
     Ok(Check::Script { command })
 }

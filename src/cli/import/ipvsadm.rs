@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::{
-    Import, ImportError, Imported, Place, Reason, address, mask_length, number, service_name,
+    Import, ImportError, Imported, Place, Reason, Word, address, mask_length, number, service_name,
 };
 use crate::mgmt::config::{
     Backend, Listen, Method, Persistence, Ports, Prefix, Protocol, Scheduler, Service,
@@ -18,25 +18,21 @@ enum Target {
     Mark(String),
 }
 
-/// A line's options, in order, each with its value where it takes one.
-type Options<'a> = Vec<(&'a str, &'a str)>;
+/// A line's options, in order, each with its value; one that takes none is its own.
+type Options = Vec<(Word, Word)>;
 
 pub fn import(name: &str, text: &str) -> Result<Import, ImportError> {
     let mut import = Import::default();
     let mut targets: Vec<Target> = Vec::new();
     for (i, line) in text.lines().enumerate() {
-        let place = Place {
-            file: name.to_owned(),
-            line: i + 1,
-        };
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
+        let mut words = words(line, name, i + 1);
+        let Some(command) = words.next().filter(|word| !word.text.starts_with('#')) else {
             continue;
-        }
-        let (command, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
-        match command {
+        };
+        let place = command.place;
+        match command.text.as_str() {
             "-A" | "--add-service" => {
-                let options = options(rest, &place)?;
+                let options = options(words)?;
                 let target = target(&options, &place)?;
                 if targets.contains(&target) {
                     return Err(Reason::Twice(target_name(&target)).at(&place));
@@ -45,17 +41,37 @@ pub fn import(name: &str, text: &str) -> Result<Import, ImportError> {
                 targets.push(target);
             }
             "-a" | "--add-server" => {
-                let options = options(rest, &place)?;
+                let options = options(words)?;
                 let target = target(&options, &place)?;
                 if !targets.contains(&target) {
                     return Err(Reason::NoService(target_name(&target)).at(&place));
                 }
                 add_server(&mut import, &target, &options, &place)?;
             }
-            _ => return Err(Reason::NotARule(line.to_owned()).at(&place)),
+            _ => return Err(Reason::NotARule(line.trim().to_owned()).at(&place)),
         }
     }
     Ok(import)
+}
+
+/// The words of a line, whose number is from 1.
+fn words(line: &str, file: &str, number: usize) -> impl Iterator<Item = Word> {
+    let mut rest = line;
+    std::iter::from_fn(move || {
+        let begin = rest.trim_start();
+        let end = begin.find(char::is_whitespace).unwrap_or(begin.len());
+        let (text, behind) = begin.split_at(end);
+        rest = behind;
+        let before = &line[..line.len() - begin.len()];
+        (!text.is_empty()).then(|| Word {
+            text: text.to_owned(),
+            place: Place {
+                file: file.to_owned(),
+                line: number,
+                column: before.chars().count() + 1,
+            },
+        })
+    })
 }
 
 /// Options that stand alone.
@@ -76,41 +92,56 @@ const FLAGS: &[&str] = &[
     "--tun-remcsum",
 ];
 
-fn options<'a>(text: &'a str, place: &Place) -> Result<Options<'a>, ImportError> {
-    let mut words = text.split_whitespace();
+fn options(mut words: impl Iterator<Item = Word>) -> Result<Options, ImportError> {
     let mut options = Vec::new();
     while let Some(word) = words.next() {
-        if FLAGS.contains(&word) {
-            options.push((word, ""));
+        if FLAGS.contains(&word.text.as_str()) {
+            options.push((word.clone(), word));
             continue;
         }
         // Some versions save the persistence engine without dashes.
-        if !word.starts_with('-') && word != "pe" {
-            return Err(Reason::NotARule(word.to_owned()).at(place));
+        if !word.text.starts_with('-') && word.text != "pe" {
+            return Err(Reason::NotARule(word.text).at(&word.place));
         }
-        if let Some((word, value)) = word.split_once('=').filter(|_| word.starts_with("--")) {
-            options.push((word, value));
+        if let Some((option, value)) = long_with_value(&word) {
+            options.push((option, value));
             continue;
         }
-        let value = words
-            .next()
-            .ok_or_else(|| Reason::NoValue(word.to_owned()).at(place))?;
-        options.push((word, value));
+        match words.next() {
+            Some(value) => options.push((word, value)),
+            None => return Err(Reason::NoValue(word.text).at(&word.place)),
+        }
     }
     Ok(options)
 }
 
-fn target(options: &Options<'_>, place: &Place) -> Result<Target, ImportError> {
+/// `--option=value` in its two parts.
+fn long_with_value(word: &Word) -> Option<(Word, Word)> {
+    let (option, value) = word.text.split_once('=')?;
+    let part = |text: &str, before: usize| Word {
+        text: text.to_owned(),
+        place: Place {
+            column: word.place.column + before,
+            ..word.place.clone()
+        },
+    };
+    let before = option.chars().count() + 1;
+    option
+        .starts_with("--")
+        .then(|| (part(option, 0), part(value, before)))
+}
+
+fn target(options: &Options, place: &Place) -> Result<Target, ImportError> {
     for (option, value) in options {
-        let protocol = match *option {
+        let protocol = match option.text.as_str() {
             "-t" | "--tcp-service" => Protocol::Tcp,
             "-u" | "--udp-service" => Protocol::Udp,
             "--sctp-service" | "-f" | "--fwmark-service" => {
-                return Ok(Target::Mark((*value).to_owned()));
+                return Ok(Target::Mark(value.text.clone()));
             }
             _ => continue,
         };
-        let (vip, port) = endpoint(value, place)?;
+        let (vip, port) = endpoint(value)?;
         let ports = match port {
             0 => Ports::ALL,
             port => Ports {
@@ -135,7 +166,8 @@ fn target_name(target: &Target) -> String {
 }
 
 /// `192.0.2.1:80` or `[2001:db8::1]:80`; without a port it is 0, which means all.
-fn endpoint(text: &str, place: &Place) -> Result<(IpAddr, u16), ImportError> {
+fn endpoint(word: &Word) -> Result<(IpAddr, u16), ImportError> {
+    let (text, place) = (word.text.as_str(), &word.place);
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => {
             let (host, port) = rest.split_once(']').unwrap_or((rest, ""));
@@ -153,7 +185,7 @@ fn endpoint(text: &str, place: &Place) -> Result<(IpAddr, u16), ImportError> {
 fn add_service(
     import: &mut Import,
     target: &Target,
-    options: &Options<'_>,
+    options: &Options,
     place: &Place,
 ) -> Result<(), ImportError> {
     let Target::Listen(listen) = target else {
@@ -168,17 +200,17 @@ fn add_service(
     let mut service = Service::new(name, vec![*listen], Method::Nat, Scheduler::Wlc);
     let mut persistence: Option<Persistence> = None;
     for (option, value) in options {
-        match *option {
-            "-s" | "--scheduler" => match Scheduler::NAMES.iter().find(|(name, _)| name == value) {
+        match option.text.as_str() {
+            "-s" | "--scheduler" => match Scheduler::NAMES.iter().find(|(name, _)| *name == value.text) {
                 Some((_, scheduler)) => service.scheduler = *scheduler,
-                None => import.note(place, format!("the scheduler \"{value}\" has no equivalent; wlc stands in its place")),
+                None => import.note(place, format!("the scheduler \"{}\" has no equivalent; wlc stands in its place", value.text)),
             },
             "-p" | "--persistent" => {
-                let seconds: u64 = number(value, place)?;
+                let seconds: u64 = value.number()?;
                 persistence.get_or_insert_with(default_persistence).timeout = Duration::from_secs(seconds);
             }
             "-M" | "--netmask" => {
-                let length = mask_length(value, place)?;
+                let length = mask_length(value)?;
                 let persistence = persistence.get_or_insert_with(default_persistence);
                 if listen.addresses.address.is_ipv4() {
                     persistence.prefix_v4 = length.min(32);
@@ -186,9 +218,9 @@ fn add_service(
                     persistence.prefix_v6 = length;
                 }
             }
-            "-b" | "--sched-flags" => scheduler_flags(import, &mut service, value, place),
+            "-b" | "--sched-flags" => scheduler_flags(import, &mut service, &value.text, place),
             "-o" | "--ops" | "ops" => service.one_packet = true,
-            "--pe" | "pe" => import.note(place, format!("the persistence engine \"{value}\" has no equivalent; clients are told apart by address")),
+            "--pe" | "pe" => import.note(place, format!("the persistence engine \"{}\" has no equivalent; clients are told apart by address", value.text)),
             "-t" | "--tcp-service" | "-u" | "--udp-service" | "-6" | "--ipv6" => {}
             other => import.note(place, format!("the option {other} has no equivalent; it is left out")),
         }
@@ -228,7 +260,7 @@ fn scheduler_flags(import: &mut Import, service: &mut Service, flags: &str, plac
 fn add_server(
     import: &mut Import,
     target: &Target,
-    options: &Options<'_>,
+    options: &Options,
     place: &Place,
 ) -> Result<(), ImportError> {
     let Target::Listen(listen) = target else {
@@ -239,15 +271,15 @@ fn add_server(
     let mut method = Method::DirectRouting;
     let (mut weight, mut upper, mut lower) = (1u64, 0u32, 0u32);
     for (option, value) in options {
-        match *option {
-            "-r" | "--real-server" => server = Some(endpoint(value, place)?),
+        match option.text.as_str() {
+            "-r" | "--real-server" => server = Some(endpoint(value)?),
             "-g" | "--gatewaying" => method = Method::DirectRouting,
             "-i" | "--ipip" => method = Method::Tunnel,
             "-m" | "--masquerading" => method = Method::Nat,
-            "-w" | "--weight" => weight = number(value, place)?,
-            "-x" | "--u-threshold" => upper = number(value, place)?,
-            "-y" | "--l-threshold" => lower = number(value, place)?,
-            "--tun-type" if *value == "ipip" => {}
+            "-w" | "--weight" => weight = value.number()?,
+            "-x" | "--u-threshold" => upper = value.number()?,
+            "-y" | "--l-threshold" => lower = value.number()?,
+            "--tun-type" if value.text == "ipip" => {}
             "-t" | "--tcp-service" | "-u" | "--udp-service" | "-6" | "--ipv6" => {}
             other => import.note(
                 place,

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::tree::{self, Statement};
 use super::virtual_server;
-use super::{Import, ImportError, Place, Reason, address, number};
+use super::{Import, ImportError, Reason, Word, address, number};
 use crate::mgmt::config::{Ports, Prefix};
 
 /// Addresses and ports of a virtual server; their protocol stands elsewhere.
@@ -22,10 +22,10 @@ pub fn import(path: &Path) -> Result<Import, ImportError> {
         .iter()
         .filter(|s| s.keyword() == "virtual_server_group")
     {
-        let name = statement.value()?.to_owned();
+        let name = statement.text()?.to_owned();
         let endpoints = group(statement, &mut import)?;
         if groups.insert(name.clone(), endpoints).is_some() {
-            return Err(Reason::Twice(format!("virtual_server_group {name}")).at(&statement.place));
+            return Err(Reason::Twice(format!("virtual_server_group {name}")).at(statement.place()));
         }
     }
     for statement in &statements {
@@ -36,7 +36,7 @@ pub fn import(path: &Path) -> Result<Import, ImportError> {
                     virtual_server::import(statement, endpoints, &mut import)?;
                 }
             }
-            other => import.note(&statement.place, no_equivalent(other)),
+            other => import.note(statement.place(), no_equivalent(other)),
         }
     }
     Ok(import)
@@ -63,41 +63,38 @@ fn endpoints(
     groups: &HashMap<String, Endpoints>,
     import: &mut Import,
 ) -> Result<Option<Endpoints>, ImportError> {
-    let place = &statement.place;
-    match statement.value()? {
+    let place = statement.place();
+    let first = statement.value()?;
+    match first.text.as_str() {
         "group" => {
             let missing = || Reason::Missing("the group's name").at(place);
             let name = statement.parameter(1).ok_or_else(missing)?;
             let found = groups
-                .get(name)
-                .ok_or_else(|| Reason::NoGroup(name.to_owned()).at(place))?;
+                .get(&name.text)
+                .ok_or_else(|| Reason::NoGroup(name.text.clone()).at(&name.place))?;
             Ok(Some(found.clone()).filter(|endpoints| !endpoints.is_empty()))
         }
         "fwmark" => {
             import.note(place, "a virtual server by firewall mark has no equivalent; write a service that listens on the addresses and ports themselves");
             Ok(None)
         }
-        vip => {
-            let vip = address(vip, place)?;
-            let ports = ports(statement.parameter(1), place)?;
-            Ok(Some(vec![(Prefix::host(vip), ports)]))
+        _ => {
+            let ports = ports(statement.parameter(1))?;
+            Ok(Some(vec![(Prefix::host(first.address()?), ports)]))
         }
     }
 }
 
 /// A port or a range of them; none, or 0, is all.
-fn ports(text: Option<&str>, place: &Place) -> Result<Ports, ImportError> {
-    let Some(text) = text else {
+fn ports(word: Option<&Word>) -> Result<Ports, ImportError> {
+    let Some(word) = word else {
         return Ok(Ports::ALL);
     };
+    let (text, place) = (word.text.as_str(), &word.place);
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let (first, last) = (number::<u16>(first, place)?, number::<u16>(last, place)?);
     if first > last {
-        return Err(Reason::NotA {
-            value: text.to_owned(),
-            expected: "a range of ports",
-        }
-        .at(place));
+        return Err(word.not_a("a range of ports"));
     }
     Ok(if last == 0 {
         Ports::ALL
@@ -115,13 +112,13 @@ fn group(statement: &Statement, import: &mut Import) -> Result<Endpoints, Import
     for line in &statement.block {
         if line.keyword() == "fwmark" {
             import.note(
-                &line.place,
+                line.place(),
                 "a firewall mark has no equivalent; write the addresses and ports themselves",
             );
             continue;
         }
-        let ports = ports(line.parameter(0), &line.place)?;
-        for vip in addresses(line.keyword(), &line.place)? {
+        let ports = ports(line.parameter(0))?;
+        for vip in addresses(&line.keyword)? {
             endpoints.push((Prefix::host(vip), ports));
         }
     }
@@ -129,18 +126,12 @@ fn group(statement: &Statement, import: &mut Import) -> Result<Endpoints, Import
 }
 
 /// `192.0.2.10`, or `192.0.2.10-20`: a range in the last part of the address.
-fn addresses(text: &str, place: &Place) -> Result<Vec<IpAddr>, ImportError> {
-    let Some((first, last)) = text.split_once('-') else {
-        return Ok(vec![address(text, place)?]);
+fn addresses(word: &Word) -> Result<Vec<IpAddr>, ImportError> {
+    let Some((first, last)) = word.text.split_once('-') else {
+        return Ok(vec![word.address()?]);
     };
-    let not_a = || {
-        Reason::NotA {
-            value: text.to_owned(),
-            expected: "a range of addresses",
-        }
-        .at(place)
-    };
-    match address(first, place)? {
+    let not_a = || word.not_a("a range of addresses");
+    match address(first, &word.place)? {
         IpAddr::V4(v4) => {
             let [a, b, c, low] = v4.octets();
             let high: u8 = last.parse().map_err(|_| not_a())?;

@@ -51,11 +51,46 @@ pub struct Place {
     pub file: String,
     /// From 1.
     pub line: usize,
+    /// In characters, from 1.
+    pub column: usize,
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.file, self.line)
+        write!(f, "{}:{}:{}", self.file, self.line, self.column)
+    }
+}
+
+impl Place {
+    /// For what a whole line says.
+    fn line_of_file(&self) -> String {
+        format!("{}:{}", self.file, self.line)
+    }
+}
+
+/// A word of the input and where it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Word {
+    pub text: String,
+    pub place: Place,
+}
+
+impl Word {
+    fn not_a(&self, expected: &'static str) -> ImportError {
+        Reason::NotA {
+            value: self.text.clone(),
+            expected,
+        }
+        .at(&self.place)
+    }
+
+    /// A whole number.
+    fn number<T: std::str::FromStr>(&self) -> Result<T, ImportError> {
+        number(&self.text, &self.place)
+    }
+
+    fn address(&self) -> Result<std::net::IpAddr, ImportError> {
+        address(&self.text, &self.place)
     }
 }
 
@@ -166,7 +201,7 @@ pub fn run(args: &ImportArgs, shared: &Shared) -> Result<(), CliError> {
         });
     }
     for note in &import.notes {
-        eprintln!("{}: {}", note.place, note.text);
+        eprintln!("{}: {}", note.place.line_of_file(), note.text);
     }
     print(&toml)
 }
@@ -188,7 +223,6 @@ fn read_input(file: Option<&Path>) -> Result<(String, String), ImportError> {
     }
 }
 
-/// A whole number.
 fn number<T: std::str::FromStr>(text: &str, place: &Place) -> Result<T, ImportError> {
     let not_a = || Reason::NotA {
         value: text.to_owned(),
@@ -209,15 +243,9 @@ fn address(text: &str, place: &Place) -> Result<std::net::IpAddr, ImportError> {
 }
 
 /// A network mask as `255.255.255.0`, or a prefix length; the length.
-fn mask_length(text: &str, place: &Place) -> Result<u8, ImportError> {
-    let not_a = || {
-        Reason::NotA {
-            value: text.to_owned(),
-            expected: "a network mask",
-        }
-        .at(place)
-    };
-    if let Ok(mask) = text.parse::<std::net::Ipv4Addr>() {
+fn mask_length(word: &Word) -> Result<u8, ImportError> {
+    let not_a = || word.not_a("a network mask");
+    if let Ok(mask) = word.text.parse::<std::net::Ipv4Addr>() {
         let bits = u32::from(mask);
         let length = bits.leading_ones();
         let contiguous = bits.checked_shl(length).unwrap_or(0) == 0;
@@ -227,7 +255,8 @@ fn mask_length(text: &str, place: &Place) -> Result<u8, ImportError> {
             Err(not_a())
         };
     }
-    text.parse::<u8>()
+    word.text
+        .parse::<u8>()
         .ok()
         .filter(|length| (1..=128).contains(length))
         .ok_or_else(not_a)

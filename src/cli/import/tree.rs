@@ -4,30 +4,39 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::{ImportError, Place, Reason};
+use super::{ImportError, Place, Reason, Word};
 
 /// A keyword with its parameters and its block; without one the list is empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Statement {
-    pub place: Place,
-    pub words: Vec<String>,
+    pub keyword: Word,
+    pub parameters: Vec<Word>,
     pub block: Vec<Statement>,
 }
 
 impl Statement {
     pub fn keyword(&self) -> &str {
-        self.words.first().map_or("", String::as_str)
+        &self.keyword.text
+    }
+
+    pub fn place(&self) -> &Place {
+        &self.keyword.place
     }
 
     /// The parameter at `index`, from 0.
-    pub fn parameter(&self, index: usize) -> Option<&str> {
-        self.words.get(index + 1).map(String::as_str)
+    pub fn parameter(&self, index: usize) -> Option<&Word> {
+        self.parameters.get(index)
     }
 
     /// The first parameter, which must be there.
-    pub fn value(&self) -> Result<&str, ImportError> {
+    pub fn value(&self) -> Result<&Word, ImportError> {
         self.parameter(0)
-            .ok_or_else(|| Reason::NoValue(self.keyword().to_owned()).at(&self.place))
+            .ok_or_else(|| Reason::NoValue(self.keyword().to_owned()).at(self.place()))
+    }
+
+    /// Its text alone.
+    pub fn text(&self) -> Result<&str, ImportError> {
+        self.value().map(|word| word.text.as_str())
     }
 }
 
@@ -71,32 +80,33 @@ impl Reader {
             let place = Place {
                 file: path.display().to_string(),
                 line: i + 1,
+                column: 1,
             };
-            let tokens = tokens_of(line, &place)?;
-            self.line(tokens, &place)?;
+            self.line(tokens_of(line, &place)?, &place)?;
         }
         self.files.pop();
         Ok(())
     }
 
-    fn line(&mut self, tokens: Vec<Token>, place: &Place) -> Result<(), ImportError> {
+    /// `place` is the line's beginning.
+    fn line(&mut self, tokens: Vec<(Token, Place)>, place: &Place) -> Result<(), ImportError> {
         if let Some((name, value)) = definition(&tokens) {
             let value = self.expand(&value);
             self.definitions.insert(name, value);
             return Ok(());
         }
-        if let [Token::Word(keyword), Token::Word(file)] = tokens.as_slice()
+        if let [(Token::Word(keyword), _), (Token::Word(file), place)] = tokens.as_slice()
             && INCLUDES.contains(&keyword.as_str())
         {
             let file = self.expand(file);
             return self.include(&file, place);
         }
-        for token in tokens {
+        for (token, place) in tokens {
             let token = match token {
                 Token::Word(word) => Token::Word(self.expand(&word)),
                 other => other,
             };
-            self.tokens.push((token, place.clone()));
+            self.tokens.push((token, place));
         }
         self.tokens.push((Token::NewLine, place.clone()));
         Ok(())
@@ -192,10 +202,10 @@ fn is_match(pattern: &[u8], name: &[u8]) -> bool {
 }
 
 /// `$NAME=value`, whose value is the rest of the line.
-fn definition(tokens: &[Token]) -> Option<(String, String)> {
+fn definition(tokens: &[(Token, Place)]) -> Option<(String, String)> {
     let words: Option<Vec<&str>> = tokens
         .iter()
-        .map(|token| match token {
+        .map(|(token, _)| match token {
             Token::Word(word) => Some(word.as_str()),
             _ => None,
         })
@@ -208,24 +218,29 @@ fn definition(tokens: &[Token]) -> Option<(String, String)> {
         .then(|| (name.to_owned(), value.trim().to_owned()))
 }
 
-fn tokens_of(line: &str, place: &Place) -> Result<Vec<Token>, ImportError> {
+fn tokens_of(line: &str, start: &Place) -> Result<Vec<(Token, Place)>, ImportError> {
     let mut tokens = Vec::new();
+    let length = line.chars().count();
     let mut chars = line.chars().peekable();
     while let Some(c) = chars.next() {
+        let place = Place {
+            column: length - chars.clone().count(),
+            ..start.clone()
+        };
         match c {
             '#' | '!' => break,
-            '{' => tokens.push(Token::Open),
-            '}' => tokens.push(Token::Close),
+            '{' => tokens.push((Token::Open, place)),
+            '}' => tokens.push((Token::Close, place)),
             '"' | '\'' => {
                 let mut word = String::new();
                 loop {
                     match chars.next() {
                         Some(end) if end == c => break,
                         Some(inner) => word.push(inner),
-                        None => return Err(Reason::OpenQuote.at(place)),
+                        None => return Err(Reason::OpenQuote.at(&place)),
                     }
                 }
-                tokens.push(Token::Word(word));
+                tokens.push((Token::Word(word), place));
             }
             c if c.is_whitespace() => {}
             c => {
@@ -242,7 +257,7 @@ fn tokens_of(line: &str, place: &Place) -> Result<Vec<Token>, ImportError> {
                     word.push(next);
                     chars.next();
                 }
-                tokens.push(Token::Word(word));
+                tokens.push((Token::Word(word), place));
             }
         }
     }
@@ -275,22 +290,22 @@ impl Builder {
                         None => return Err(Reason::Missing("the keyword in front of {").at(&place)),
                     }
                 }
-                Token::Word(word) => statements.push(self.statement(word, place)),
+                Token::Word(text) => statements.push(self.statement(Word { text, place })),
             }
         }
     }
 
     /// The rest of a statement's words: up to the line's end or a brace.
-    fn statement(&mut self, first: String, place: Place) -> Statement {
-        let mut words = vec![first];
+    fn statement(&mut self, keyword: Word) -> Statement {
+        let mut parameters = Vec::new();
         while let Some((Token::Word(_), _)) = self.tokens.peek() {
-            if let Some((Token::Word(word), _)) = self.tokens.next() {
-                words.push(word);
+            if let Some((Token::Word(text), place)) = self.tokens.next() {
+                parameters.push(Word { text, place });
             }
         }
         Statement {
-            place,
-            words,
+            keyword,
+            parameters,
             block: Vec::new(),
         }
     }

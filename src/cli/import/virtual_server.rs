@@ -6,7 +6,7 @@ use super::checkers::{self, Defaults};
 use super::ipvsadm::{Server, default_persistence};
 use super::keepalived::Endpoints;
 use super::tree::Statement;
-use super::{Import, ImportError, Imported, Reason, address, mask_length, number, service_name};
+use super::{Import, ImportError, Imported, Reason, Word, mask_length, service_name};
 use crate::mgmt::config::{
     Health, Listen, Method, Persistence, Protocol, Quorum, Scheduler, Service, SorryServer,
     Untracked,
@@ -71,9 +71,9 @@ fn finish(mut draft: Draft, statement: &Statement, import: &mut Import) -> Resul
     let method = draft.service.method;
     for (server, line) in std::mem::take(&mut draft.servers) {
         let mut notes = Vec::new();
-        server.join(&mut draft.service, &mut notes, &line.place)?;
+        server.join(&mut draft.service, &mut notes, line.place())?;
         for note in notes {
-            import.note(&line.place, note);
+            import.note(line.place(), note);
         }
         let check = checkers::of_real_server(&line, &draft.defaults, &draft.service, import)?;
         match (&draft.health, check) {
@@ -81,7 +81,7 @@ fn finish(mut draft: Draft, statement: &Statement, import: &mut Import) -> Resul
             (None, check) => draft.health = check,
             (Some(first), Some(check)) if *first == check => {}
             (Some(_), Some(_)) => import.note(
-                &line.place,
+                line.place(),
                 "this real server is checked in another way than the first of its service, which has one check for all; the first one's is used",
             ),
         }
@@ -111,21 +111,21 @@ fn finish(mut draft: Draft, statement: &Statement, import: &mut Import) -> Resul
             .first()
             .map(Listen::to_string)
             .unwrap_or_default();
-        return Err(Reason::Twice(format!("virtual_server {name}")).at(&statement.place));
+        return Err(Reason::Twice(format!("virtual_server {name}")).at(statement.place()));
     }
     import.services.push(Imported {
-        place: statement.place.clone(),
+        place: statement.place().clone(),
         service,
     });
     Ok(())
 }
 
 fn option(draft: &mut Draft, line: &Statement, import: &mut Import) -> Result<(), ImportError> {
-    let place = &line.place;
+    let place = line.place();
     let service = &mut draft.service;
     match line.keyword() {
         "lb_algo" | "lvs_sched" => {
-            let name = line.value()?;
+            let name = line.text()?;
             match Scheduler::NAMES.iter().find(|(known, _)| *known == name) {
                 Some((_, scheduler)) => service.scheduler = *scheduler,
                 None => import.note(
@@ -136,7 +136,7 @@ fn option(draft: &mut Draft, line: &Statement, import: &mut Import) -> Result<()
         }
         "lb_kind" | "lvs_method" => service.method = method(line)?,
         "protocol" => {
-            match line.value()? {
+            match line.text()? {
                 "TCP" => draft.protocol = Protocol::Tcp,
                 "UDP" => draft.protocol = Protocol::Udp,
                 other => {
@@ -146,10 +146,7 @@ fn option(draft: &mut Draft, line: &Statement, import: &mut Import) -> Result<()
             }
         }
         "persistence_timeout" => {
-            let seconds = line
-                .parameter(0)
-                .map(|text| number(text, place))
-                .transpose()?;
+            let seconds = line.parameter(0).map(Word::number).transpose()?;
             let timeout = seconds.map_or(PERSISTENCE, Duration::from_secs);
             draft
                 .persistence
@@ -157,7 +154,7 @@ fn option(draft: &mut Draft, line: &Statement, import: &mut Import) -> Result<()
                 .timeout = timeout;
         }
         "persistence_granularity" => {
-            let length = mask_length(line.value()?, place)?;
+            let length = mask_length(line.value()?)?;
             let persistence = draft.persistence.get_or_insert_with(default_persistence);
             if length <= 32 {
                 persistence.prefix_v4 = length;
@@ -167,10 +164,8 @@ fn option(draft: &mut Draft, line: &Statement, import: &mut Import) -> Result<()
         "ops" => service.one_packet = true,
         "sh-port" | "mh-port" | "flag-2" => service.hash_port = true,
         "sh-fallback" | "mh-fallback" | "flag-1" => service.hash_fallback = true,
-        "quorum" => {
-            (draft.quorum.backends, draft.has_quorum) = (number(line.value()?, place)?, true)
-        }
-        "hysteresis" => draft.quorum.hysteresis = number(line.value()?, place)?,
+        "quorum" => (draft.quorum.backends, draft.has_quorum) = (line.value()?.number()?, true),
+        "hysteresis" => draft.quorum.hysteresis = line.value()?.number()?,
         "inhibit_on_failure" => service.inhibit = true,
         "sorry_server" => service.sorry_server = Some(sorry_server(line)?),
         "sorry_server_lvs_method" => {
@@ -203,14 +198,14 @@ fn option(draft: &mut Draft, line: &Statement, import: &mut Import) -> Result<()
 
 /// Keywords with half an equivalent.
 fn unusual(draft: &mut Draft, line: &Statement, import: &mut Import) -> Result<(), ImportError> {
-    let place = &line.place;
+    let place = line.place();
     match line.keyword() {
         "quorum_up" | "quorum_down" => {
             let keyword = line.keyword();
-            let script = line.value()?;
+            let script = line.text()?;
             import.note(place, format!("{keyword} \"{script}\": a service has one hook for every change; write on_change = [\"{script}\"] if the script can tell them apart"));
         }
-        "virtualhost" => draft.defaults.host = Some(line.value()?.to_owned()),
+        "virtualhost" => draft.defaults.host = Some(line.text()?.to_owned()),
         "sorry_server_inhibit" => import.note(place, "sorry_server_inhibit has no equivalent; the sorry server goes when the quorum is back"),
         "omega" => import.note(place, "omega has no equivalent; when evenkeel ends, its devices are closed and nothing is forwarded"),
         other => import.note(place, format!("{other} has no equivalent; it is left out")),
@@ -219,25 +214,19 @@ fn unusual(draft: &mut Draft, line: &Statement, import: &mut Import) -> Result<(
 }
 
 fn method(line: &Statement) -> Result<Method, ImportError> {
-    match line.value()? {
+    let word = line.value()?;
+    match word.text.as_str() {
         "NAT" => Ok(Method::Nat),
         "DR" => Ok(Method::DirectRouting),
         "TUN" => Ok(Method::Tunnel),
-        other => Err(Reason::NotA {
-            value: other.to_owned(),
-            expected: "NAT, DR or TUN",
-        }
-        .at(&line.place)),
+        _ => Err(word.not_a("NAT, DR or TUN")),
     }
 }
 
 fn sorry_server(line: &Statement) -> Result<SorryServer, ImportError> {
-    let port = line
-        .parameter(1)
-        .map(|port| number::<u16>(port, &line.place))
-        .transpose()?;
+    let port: Option<u16> = line.parameter(1).map(Word::number).transpose()?;
     Ok(SorryServer {
-        address: address(line.value()?, &line.place)?,
+        address: line.value()?.address()?,
         port: port.filter(|port| *port != 0),
         method: None,
     })
@@ -248,24 +237,21 @@ fn real_server(
     service: &mut Service,
     import: &mut Import,
 ) -> Result<Server, ImportError> {
-    let place = &line.place;
     let mut server = Server {
-        address: address(line.value()?, place)?,
-        port: line
-            .parameter(1)
-            .map_or(Ok(0), |port| number(port, place))?,
+        address: line.value()?.address()?,
+        port: line.parameter(1).map_or(Ok(0), Word::number)?,
         method: service.method,
         weight: 1,
         upper: 0,
         lower: 0,
     };
     for option in &line.block {
-        let place = &option.place;
+        let place = option.place();
         match option.keyword() {
-            "weight" => server.weight = number(option.value()?, place)?,
+            "weight" => server.weight = option.value()?.number()?,
             "lvs_method" => server.method = method(option)?,
-            "uthreshold" => server.upper = number(option.value()?, place)?,
-            "lthreshold" => server.lower = number(option.value()?, place)?,
+            "uthreshold" => server.upper = option.value()?.number()?,
+            "lthreshold" => server.lower = option.value()?.number()?,
             "inhibit_on_failure" => {
                 if !service.inhibit {
                     import.note(place, "inhibit_on_failure is the whole service's here; it holds for its other real servers too");
@@ -273,7 +259,7 @@ fn real_server(
                 service.inhibit = true;
             }
             "notify_up" | "notify_down" => {
-                let (keyword, script) = (option.keyword(), option.value()?);
+                let (keyword, script) = (option.keyword(), option.text()?);
                 import.note(place, format!("{keyword} \"{script}\": a service has one hook for every change; write on_change = [\"{script}\"] if the script can tell them apart"));
             }
             // The checks are read once all of the service's defaults are known.

@@ -13,7 +13,7 @@ pub fn to_toml(source: &str, import: &Import) -> String {
     } else {
         text += "# These have no equivalent, or not the whole one:\n";
         for note in &import.notes {
-            text += &format!("#   {}: {}\n", note.place, note.text);
+            text += &format!("#   {}: {}\n", note.place.line_of_file(), note.text);
         }
     }
     text += PORT;
@@ -35,5 +35,5 @@ addresses = []                # the balancer's own address and subnet, such as [
 
 fn service(imported: &Imported) -> String {
     let text = service_to_toml(&imported.service);
-    format!("\n# From {}\n{text}", imported.place)
+    format!("\n# From {}\n{text}", imported.place.line_of_file())
 }

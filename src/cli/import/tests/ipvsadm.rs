@@ -101,63 +101,60 @@ fn what_has_no_equivalent_is_listed_with_its_line() {
     );
 }
 
-#[test]
-fn a_broken_line_is_named() {
-    let service = "-A -t 192.0.2.80:80 -s rr\n";
-    let cases = [
-        (
-            "hello\n",
-            "rules:1: \"hello\" is not a line of `ipvsadm -Sn`; give its output as it is",
-        ),
-        ("-A -t\n", "rules:1: -t has no value; add it"),
-        (
-            "-A -s rr\n",
-            "rules:1: a service (-t, -u or -f) is missing; add it",
-        ),
-        (
-            "-A -t 192.0.2.300:80 -s rr\n",
-            "rules:1: \"192.0.2.300\" is not an IP address; write it like \"192.0.2.1\" or \"2001:db8::1\"",
-        ),
-        (
-            "-A -t 192.0.2.80:http -s rr\n",
-            "rules:1: \"http\" is not a whole number; correct it",
-        ),
-        (
-            "\n-a -t 192.0.2.80:80 -r 192.0.2.11:80 -g -w 1\n",
-            "rules:2: there is no service tcp:192.0.2.80:80 above this line; put its -A line first",
-        ),
-        (
-            "-A -t 192.0.2.80:80 -s rr -M 255.0.255.0\n",
-            "rules:1: \"255.0.255.0\" is not a network mask; correct it",
-        ),
-    ];
-    for (text, expected) in cases {
-        assert_eq!(import("rules", text).unwrap_err().to_string(), expected);
-    }
-    let cases = [
-        (
-            service,
-            "rules:2: tcp:192.0.2.80:80 is here twice; remove one of them",
-        ),
-        (
-            "-a -t 192.0.2.80:80 -g\n",
-            "rules:2: a real server (-r) is missing; add it",
-        ),
-        (
-            "-a -t 192.0.2.80:80 -r 192.0.2.11:80 -w -1\n",
-            "rules:2: \"-1\" is not a whole number; correct it",
-        ),
-        (
-            "-a -t 192.0.2.80:80 -r 192.0.2.11:80\n-a -t 192.0.2.80:80 -r 192.0.2.11:80\n",
-            "rules:3: the real server 192.0.2.11 is here twice; remove one of them",
-        ),
-    ];
-    for (text, expected) in cases {
-        assert_eq!(
-            import("rules", &format!("{service}{text}"))
-                .unwrap_err()
-                .to_string(),
-            expected
-        );
-    }
+const FAULTS: &[Case] = &[
+    (
+        "§hello\n",
+        "\"hello\" is not a line of `ipvsadm -Sn`; give its output as it is",
+    ),
+    ("-A §-t\n", "-t has no value; add it"),
+    (
+        "-A -t 192.0.2.80:80 §rr\n",
+        "\"rr\" is not a line of `ipvsadm -Sn`; give its output as it is",
+    ),
+    ("§-A -s rr\n", "a service (-t, -u or -f) is missing; add it"),
+    (
+        "-A -t §192.0.2.300:80 -s rr\n",
+        "\"192.0.2.300\" is not an IP address; write it like \"192.0.2.1\" or \"2001:db8::1\"",
+    ),
+    (
+        "-A -t §192.0.2.80:http -s rr\n",
+        "\"http\" is not a whole number; correct it",
+    ),
+    (
+        "\n  §-a -t 192.0.2.80:80 -r 192.0.2.11:80 -g -w 1\n",
+        "there is no service tcp:192.0.2.80:80 above this line; put its -A line first",
+    ),
+    (
+        "-A -t 192.0.2.80:80 -s rr -M §255.0.255.0\n",
+        "\"255.0.255.0\" is not a network mask; correct it",
+    ),
+    (
+        "-A -t 192.0.2.80:80 -s rr --netmask=§255.0.255.0\n",
+        "\"255.0.255.0\" is not a network mask; correct it",
+    ),
+    (
+        "-A -t 192.0.2.80:80 -s rr\n§-A -t 192.0.2.80:80 -s rr\n",
+        "tcp:192.0.2.80:80 is here twice; remove one of them",
+    ),
+    (
+        "-A -t 192.0.2.80:80 -s rr\n§-a -t 192.0.2.80:80 -g\n",
+        "a real server (-r) is missing; add it",
+    ),
+    (
+        "-A -t 192.0.2.80:80 -s rr\n-a -t 192.0.2.80:80 -r 192.0.2.11:80 -w §-1\n",
+        "\"-1\" is not a whole number; correct it",
+    ),
+    (
+        "-A -t 192.0.2.80:80 -s rr\n-a -t 192.0.2.80:80 -r 192.0.2.11:80\n§-a -t 192.0.2.80:80 -r 192.0.2.11:80\n",
+        "the real server 192.0.2.11 is here twice; remove one of them",
+    ),
+];
+
+/// What is wrong with each of them.
+pub(super) fn faults() -> Vec<Reason> {
+    let fault = |(text, said): &Case| {
+        let (text, place) = unmark("rules", text);
+        reason(import("rules", &text).unwrap_err(), &place, said)
+    };
+    FAULTS.iter().map(fault).collect()
 }

@@ -261,100 +261,103 @@ fn what_has_no_equivalent_is_listed_with_file_and_line() {
     assert_eq!(listed, expected);
 }
 
-#[test]
-fn a_broken_file_is_named_with_its_line() {
+const FAULTS: &[Case] = &[
+    (
+        "virtual_server 192.0.2.80 80 §{\n",
+        "a { is never closed; add the } that belongs to it",
+    ),
+    (" §}\n", "a } closes nothing; remove it or add its {"),
+    ("\n§{\n}\n", "the keyword in front of { is missing; add it"),
+    (
+        "a §\"b\n",
+        "a quote is never closed; add the other one on this line",
+    ),
+    ("§virtual_server\n", "virtual_server has no value; add it"),
+    (
+        "virtual_server 192.0.2.80 §http {\n}\n",
+        "\"http\" is not a whole number; correct it",
+    ),
+    (
+        "virtual_server 192.0.2.80 §90-80 {\n}\n",
+        "\"90-80\" is not a range of ports; correct it",
+    ),
+    (
+        "virtual_server group §none {\n}\n",
+        "there is no virtual_server_group none; define it or correct the name",
+    ),
+    (
+        "virtual_server_group g {\n §192.0.2.9-5 80\n}\n",
+        "\"192.0.2.9-5\" is not a range of addresses; correct it",
+    ),
+    (
+        "virtual_server_group g {\n}\n§virtual_server_group g {\n}\n",
+        "virtual_server_group g is here twice; remove one of them",
+    ),
+    (
+        "virtual_server 192.0.2.80 80 {\n lb_kind §XYZ\n}\n",
+        "\"XYZ\" is not NAT, DR or TUN; correct it",
+    ),
+    (
+        "virtual_server 192.0.2.80 80 {\n delay_loop §x\n}\n",
+        "\"x\" is not a number of seconds; correct it",
+    ),
+    (
+        "virtual_server 192.0.2.80 80 {\n delay_loop §-1\n}\n",
+        "\"-1\" is not a number of seconds; correct it",
+    ),
+    (
+        "virtual_server 192.0.2.80 80 {\n real_server §ten 80 {\n }\n}\n",
+        "\"ten\" is not an IP address; write it like \"192.0.2.1\" or \"2001:db8::1\"",
+    ),
+    (
+        "virtual_server 192.0.2.80 80 {\n real_server 192.0.2.1 80 {\n  §HTTP_GET {\n  }\n }\n}\n",
+        "a url block is missing; add it",
+    ),
+    (
+        "virtual_server 192.0.2.80 80 {\n real_server 192.0.2.1 80 {\n  HTTP_GET {\n   url {\n    status_code 200 §99\n   }\n  }\n }\n}\n",
+        "\"99\" is not an HTTP status or a range of them; correct it",
+    ),
+    (
+        "virtual_server 192.0.2.80 80 {\n real_server 192.0.2.1 80 {\n  §MISC_CHECK {\n  }\n }\n}\n",
+        "misc_path is missing; add it",
+    ),
+    (
+        "virtual_server 192.0.2.80 80 {\n}\n§virtual_server 192.0.2.80 80 {\n}\n",
+        "virtual_server tcp:192.0.2.80:80 is here twice; remove one of them",
+    ),
+    (
+        "include §gone.conf\n",
+        "cannot read the included FOLDER/gone.conf: No such file or directory (os error 2); correct the path or remove the include",
+    ),
+    (
+        "include §broken.conf\n",
+        "FOLDER/broken.conf includes itself; remove the include",
+    ),
+];
+
+/// What is wrong with each of them.
+pub(super) fn faults() -> Vec<Reason> {
     let scratch = Scratch::new("broken");
-    let cases = [
-        (
-            "virtual_server 192.0.2.80 80 {\n",
-            ":1: a { is never closed; add the } that belongs to it",
-        ),
-        ("}\n", ":1: a } closes nothing; remove it or add its {"),
-        (
-            "\n{\n}\n",
-            ":2: the keyword in front of { is missing; add it",
-        ),
-        (
-            "a \"b\n",
-            ":1: a quote is never closed; add the other one on this line",
-        ),
-        (
-            "virtual_server\n",
-            ":1: virtual_server has no value; add it",
-        ),
-        (
-            "virtual_server 192.0.2.80 http {\n}\n",
-            ":1: \"http\" is not a whole number; correct it",
-        ),
-        (
-            "virtual_server 192.0.2.80 90-80 {\n}\n",
-            ":1: \"90-80\" is not a range of ports; correct it",
-        ),
-        (
-            "virtual_server group none {\n}\n",
-            ":1: there is no virtual_server_group none; define it or correct the name",
-        ),
-        (
-            "virtual_server_group g {\n 192.0.2.9-5 80\n}\n",
-            ":2: \"192.0.2.9-5\" is not a range of addresses; correct it",
-        ),
-        (
-            "virtual_server_group g {\n}\nvirtual_server_group g {\n}\n",
-            ":3: virtual_server_group g is here twice; remove one of them",
-        ),
-        (
-            "virtual_server 192.0.2.80 80 {\n lb_kind XYZ\n}\n",
-            ":2: \"XYZ\" is not NAT, DR or TUN; correct it",
-        ),
-        (
-            "virtual_server 192.0.2.80 80 {\n delay_loop x\n}\n",
-            ":2: \"x\" is not a number of seconds; correct it",
-        ),
-        (
-            "virtual_server 192.0.2.80 80 {\n delay_loop -1\n}\n",
-            ":2: \"-1\" is not a number of seconds; correct it",
-        ),
-        (
-            "virtual_server 192.0.2.80 80 {\n real_server ten 80 {\n }\n}\n",
-            ":2: \"ten\" is not an IP address; write it like \"192.0.2.1\" or \"2001:db8::1\"",
-        ),
-        (
-            "virtual_server 192.0.2.80 80 {\n real_server 192.0.2.1 80 {\n  HTTP_GET {\n  }\n }\n}\n",
-            ":3: a url block is missing; add it",
-        ),
-        (
-            "virtual_server 192.0.2.80 80 {\n real_server 192.0.2.1 80 {\n  HTTP_GET {\n   url {\n    status_code 99\n   }\n  }\n }\n}\n",
-            ":5: \"99\" is not an HTTP status or a range of them; correct it",
-        ),
-        (
-            "virtual_server 192.0.2.80 80 {\n real_server 192.0.2.1 80 {\n  MISC_CHECK {\n  }\n }\n}\n",
-            ":3: misc_path is missing; add it",
-        ),
-        (
-            "virtual_server 192.0.2.80 80 {\n}\nvirtual_server 192.0.2.80 80 {\n}\n",
-            ":3: virtual_server tcp:192.0.2.80:80 is here twice; remove one of them",
-        ),
-        ("include gone.conf\n", ":1: cannot read the included "),
-    ];
-    for (text, expected) in cases {
-        let path = scratch.file("broken.conf", text);
-        let error = import(&path).unwrap_err().to_string();
-        let expected = format!("{}{expected}", path.display());
-        assert!(
-            error.starts_with(&expected) && !error.contains('\n'),
-            "{error}\nexpected {expected}"
-        );
-    }
-    let path = scratch.file("self.conf", "include self.conf\n");
-    let error = import(&path).unwrap_err().to_string();
+    let folder = scratch.0.display().to_string();
+    let fault = |(text, said): &Case| {
+        let path = scratch.0.join("broken.conf");
+        let (text, place) = unmark(&path.display().to_string(), text);
+        scratch.file("broken.conf", &text);
+        let said = said.replace("FOLDER", &folder);
+        reason(import(&path).unwrap_err(), &place, &said)
+    };
+    FAULTS.iter().map(fault).collect()
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let scratch = Scratch::new("absent");
+    let error = import(&scratch.0.join("none.conf")).unwrap_err();
+    let text = error.to_string();
     assert!(
-        error.ends_with("includes itself; remove the include"),
-        "{error}"
+        text.starts_with("cannot read ") && text.contains("; check the path"),
+        "{text}"
     );
-    let error = import(&scratch.0.join("none.conf"))
-        .unwrap_err()
-        .to_string();
-    assert!(error.starts_with("cannot read "), "{error}");
 }
 
 proptest::proptest! {

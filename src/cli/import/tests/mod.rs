@@ -3,6 +3,7 @@
 mod ipvsadm;
 mod keepalived;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use super::*;
@@ -65,11 +66,15 @@ impl Drop for Scratch {
 
 #[test]
 fn masks_are_read_in_both_forms() {
-    let place = Place {
-        file: "f".to_owned(),
-        line: 1,
+    let word = |text: &str| Word {
+        text: text.to_owned(),
+        place: Place {
+            file: "f".to_owned(),
+            line: 1,
+            column: 1,
+        },
     };
-    let length = |text: &str| mask_length(text, &place).ok();
+    let length = |text: &str| mask_length(&word(text)).ok();
     assert_eq!(length("255.255.255.0"), Some(24));
     assert_eq!(length("255.255.255.255"), Some(32));
     assert_eq!(length("64"), Some(64));
@@ -78,37 +83,38 @@ fn masks_are_read_in_both_forms() {
     }
 }
 
-#[test]
-fn every_reason_says_what_to_do() {
-    let (text, name) = (|| "x".to_owned(), || "y".to_owned());
-    let reasons = [
-        Reason::NotARule(text()),
-        Reason::NoValue(text()),
-        Reason::Missing("x"),
-        Reason::NoService(text()),
-        Reason::Twice(text()),
-        Reason::BadValue {
-            value: text(),
-            error: ValueError::Address,
-        },
-        Reason::NotA {
-            value: text(),
-            expected: "y",
-        },
-        Reason::NeverClosed,
-        Reason::ClosesNothing,
-        Reason::OpenQuote,
-        Reason::IncludesItself(text()),
-        Reason::Include {
-            name: text(),
-            error: name(),
-        },
-        Reason::NoGroup(text()),
-    ];
-    let variants = include_str!("../mod.rs").matches("#[error(").count() - 2;
-    assert_eq!(reasons.len(), variants, "a reason is missing here");
-    for reason in reasons {
-        let text = reason.to_string();
-        assert!(text.contains("; ") && !text.contains('\n'), "{text}");
+/// Text with a `§` where the fault is, and what is said of it.
+type Case = (&'static str, &'static str);
+
+/// The text without its mark, and the place as faults tell it.
+fn unmark(file: &str, text: &str) -> (String, Place) {
+    let before = text.split('§').next().unwrap_or_default();
+    let place = Place {
+        file: file.to_owned(),
+        line: before.matches('\n').count() + 1,
+        column: before.chars().rev().take_while(|c| *c != '\n').count() + 1,
+    };
+    assert_eq!(text.matches('§').count(), 1, "{text}");
+    (text.replace('§', ""), place)
+}
+
+/// The reason, which stands where it should and says what it should.
+fn reason(error: ImportError, place: &Place, said: &str) -> Reason {
+    assert_eq!(error.to_string(), format!("{place}: {said}"));
+    match error {
+        ImportError::Input { reason, .. } => reason,
+        ImportError::Read { .. } => panic!("{error}"),
     }
+}
+
+#[test]
+fn every_fault_has_a_case_with_line_column_and_fix() {
+    let faults = [ipvsadm::faults(), keepalived::faults()].concat();
+    for fault in &faults {
+        assert!(fault.to_string().contains("; "), "{fault}");
+    }
+    let seen: HashSet<_> = faults.iter().map(std::mem::discriminant).collect();
+    let read_and_input = 2;
+    let variants = include_str!("../mod.rs").matches("#[error(").count() - read_and_input;
+    assert_eq!(seen.len(), variants, "a variant of Reason has no case");
 }
