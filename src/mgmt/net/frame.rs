@@ -7,7 +7,7 @@ use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, ETHERNET_HEADER_LEN, EthernetAddress, EthernetFrame,
     EthernetProtocol, Icmpv4Packet, Icmpv4Repr, Icmpv6Packet, Icmpv6Repr, IpProtocol, Ipv4Packet,
-    Ipv4Repr, Ipv6Packet, Ipv6Repr,
+    Ipv4Repr, Ipv6FragmentHeader, Ipv6FragmentRepr, Ipv6Packet, Ipv6Repr,
 };
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -19,6 +19,11 @@ pub type Mac = EthernetAddress;
 const MIN_FRAME: usize = 60;
 const TAG_LEN: usize = 4;
 const MAX_TAGS: usize = 2;
+const IPV4_HEADER: usize = 20;
+const IPV6_HEADER: usize = 40;
+const FRAGMENT_HEADER: usize = 8;
+/// What every link takes (RFC 8200 5).
+const IPV6_LEAST_MTU: u16 = 1280;
 const TPID_8021Q: u16 = 0x8100;
 const TPID_8021AD: u16 = 0x88a8;
 /// What a new buffer holds. Tests fill it with a pattern, so that a byte which an emitter
@@ -141,31 +146,6 @@ pub fn arp(link: &Link, operation: ArpOperation, sender: ArpParty, target: ArpPa
     })
 }
 
-/// An ICMP message in an IPv4 packet without options, with both checksums.
-#[must_use]
-pub fn icmpv4(
-    link: &Link,
-    src: Ipv4Addr,
-    dst: Ipv4Addr,
-    ttl: u8,
-    message: &Icmpv4Repr<'_>,
-) -> Vec<u8> {
-    let checksums = ChecksumCapabilities::default();
-    let header = Ipv4Repr {
-        src_addr: src,
-        dst_addr: dst,
-        next_header: IpProtocol::Icmp,
-        payload_len: message.buffer_len(),
-        hop_limit: ttl,
-    };
-    let len = header.buffer_len() + message.buffer_len();
-    build(link, EthernetProtocol::Ipv4, len, |buffer| {
-        let (ip, icmp) = buffer.split_at_mut(header.buffer_len());
-        header.emit(&mut Ipv4Packet::new_unchecked(ip), &checksums);
-        message.emit(&mut Icmpv4Packet::new_unchecked(icmp), &checksums);
-    })
-}
-
 /// An ICMPv6 message in an IPv6 packet, with its checksum.
 #[must_use]
 pub fn icmpv6(
@@ -189,6 +169,128 @@ pub fn icmpv6(
         header.emit(&mut Ipv6Packet::new_unchecked(ip));
         let mut packet = Icmpv6Packet::new_unchecked(icmp);
         message.emit(&src, &dst, &mut packet, &checksums);
+    })
+}
+
+/// An ICMP message in an IPv4 packet without options, or where that is longer than `mtu` in fragments
+/// with this identification, which other hosts may cut again.
+pub fn icmpv4_pieces(
+    link: &Link,
+    src: Ipv4Addr,
+    dst: Ipv4Addr,
+    ttl: u8,
+    message: &Icmpv4Repr<'_>,
+    mtu: u16,
+    identification: u16,
+) -> impl Iterator<Item = Vec<u8>> {
+    let checksums = ChecksumCapabilities::default();
+    let mut data = vec![UNWRITTEN; message.buffer_len()];
+    message.emit(&mut Icmpv4Packet::new_unchecked(&mut data), &checksums);
+    cut(data, mtu, IPV4_HEADER, IPV4_HEADER).map(move |piece| {
+        let header = Ipv4Repr {
+            src_addr: src,
+            dst_addr: dst,
+            next_header: IpProtocol::Icmp,
+            payload_len: piece.data.len(),
+            hop_limit: ttl,
+        };
+        let len = IPV4_HEADER + piece.data.len();
+        build(link, EthernetProtocol::Ipv4, len, |buffer| {
+            let mut ip = Ipv4Packet::new_unchecked(buffer);
+            header.emit(&mut ip, &ChecksumCapabilities::default());
+            if !piece.is_only() {
+                ip.set_ident(identification);
+                ip.set_dont_frag(false);
+                ip.set_more_frags(piece.more);
+                ip.set_frag_offset(piece.offset as u16);
+                ip.fill_checksum();
+            }
+            ip.payload_mut().copy_from_slice(&piece.data);
+        })
+    })
+}
+
+/// An ICMPv6 message in an IPv6 packet, or where that is longer than `mtu` in fragments with this
+/// identification. They take every link (RFC 8200 5): nobody on the way can cut them again, and the
+/// way's MTU is not known.
+pub fn icmpv6_pieces(
+    link: &Link,
+    src: Ipv6Addr,
+    dst: Ipv6Addr,
+    hop_limit: u8,
+    message: &Icmpv6Repr<'_>,
+    mtu: u16,
+    identification: u32,
+) -> impl Iterator<Item = Vec<u8>> {
+    let checksums = ChecksumCapabilities::default();
+    let mut data = vec![UNWRITTEN; message.buffer_len()];
+    let mut packet = Icmpv6Packet::new_unchecked(&mut data[..]);
+    message.emit(&src, &dst, &mut packet, &checksums);
+    let fits = IPV6_HEADER + data.len() <= usize::from(mtu);
+    let mtu = if fits { mtu } else { mtu.min(IPV6_LEAST_MTU) };
+    cut(data, mtu, IPV6_HEADER, IPV6_HEADER + FRAGMENT_HEADER).map(move |piece| {
+        let before = if piece.is_only() { 0 } else { FRAGMENT_HEADER };
+        let mut header = Ipv6Repr {
+            src_addr: src,
+            dst_addr: dst,
+            next_header: IpProtocol::Icmpv6,
+            payload_len: before + piece.data.len(),
+            hop_limit,
+        };
+        if !piece.is_only() {
+            header.next_header = IpProtocol::Ipv6Frag;
+        }
+        let len = IPV6_HEADER + header.payload_len;
+        build(link, EthernetProtocol::Ipv6, len, |buffer| {
+            let mut ip = Ipv6Packet::new_unchecked(buffer);
+            header.emit(&mut ip);
+            let (fragment, data) = ip.payload_mut().split_at_mut(before);
+            if let [next, reserved, rest @ ..] = fragment {
+                (*next, *reserved) = (IpProtocol::Icmpv6.into(), 0);
+                let repr = Ipv6FragmentRepr {
+                    frag_offset: (piece.offset / 8) as u16,
+                    more_frags: piece.more,
+                    ident: identification,
+                };
+                repr.emit(&mut Ipv6FragmentHeader::new_unchecked(rest));
+            }
+            data.copy_from_slice(&piece.data);
+        })
+    })
+}
+
+/// A part of a packet's payload.
+struct Piece {
+    offset: usize,
+    more: bool,
+    data: Vec<u8>,
+}
+
+impl Piece {
+    fn is_only(&self) -> bool {
+        self.offset == 0 && !self.more
+    }
+}
+
+/// `data` as it is where a packet of `mtu` bytes holds it behind a header of `header` bytes, or else
+/// in pieces that each have `each` bytes of headers.
+fn cut(data: Vec<u8>, mtu: u16, header: usize, each: usize) -> impl Iterator<Item = Piece> {
+    let mtu = usize::from(mtu);
+    let room = match header + data.len() <= mtu {
+        true => data.len(),
+        // Offsets count eight bytes.
+        false => mtu.saturating_sub(each) & !7,
+    };
+    let (room, mut offset) = (room.max(8), 0);
+    std::iter::from_fn(move || {
+        let rest = data.get(offset..).filter(|rest| !rest.is_empty())?;
+        let piece = Piece {
+            offset,
+            more: rest.len() > room,
+            data: rest[..room.min(rest.len())].to_vec(),
+        };
+        offset += room;
+        Some(piece)
     })
 }
 

@@ -7,11 +7,13 @@
 //! snapshots.
 
 mod announce;
+mod echo;
 mod frame;
 mod limit;
 mod links;
 mod neighbour;
 mod next_hops;
+mod reassembly;
 mod responder;
 mod solicit;
 mod wanted;
@@ -30,6 +32,7 @@ pub use wanted::{net_ports, vips};
 use announce::{Announcer, Conflicts, MAX_LISTED};
 use links::Links;
 use neighbour::{Context, Key, Table};
+use reassembly::Reassembly;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Instant;
@@ -109,6 +112,7 @@ pub struct NetState {
     conflicts: Conflicts,
     answers: RateLimit,
     echoes: RateLimit,
+    reassembly: Reassembly,
     counters: Counters,
     /// Counts changes of the ports' configuration, and with it of the ways to everywhere.
     ways_version: u64,
@@ -128,6 +132,7 @@ impl NetState {
             conflicts: Conflicts::default(),
             answers: RateLimit::new(ANSWERS_PER_SECOND, ANSWERS_BURST),
             echoes: RateLimit::new(ECHOES_PER_SECOND, ECHOES_BURST),
+            reassembly: Reassembly::default(),
             counters: Counters::default(),
             ways_version: 0,
         };

@@ -1,5 +1,5 @@
-//! Reads the frames that workers pass on: answers ARP, NDP and ping for our addresses, and
-//! learns from what neighbours say.
+//! Reads the frames that workers pass on: answers ARP and NDP for our addresses (`echo` answers
+//! pings), and learns from what neighbours say.
 //!
 //! Management thread; it sends only what `Output` carries away. Anything malformed, forged or
 //! not for us is counted and left; no input makes it panic.
@@ -13,18 +13,17 @@ use super::{Fate, NetEvent, NetState, Output};
 use smoltcp::phy::{ChecksumCapabilities, Medium};
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetProtocol, HardwareAddress, IPV6_LINK_LOCAL_ALL_NODES,
-    Icmpv4Packet, Icmpv4Repr, Icmpv6Message, Icmpv6Packet, Icmpv6Repr, IpProtocol, Ipv4Packet,
-    Ipv4Repr, Ipv6Packet, Ipv6Repr, NdiscNeighborFlags, NdiscRepr, RawHardwareAddress,
+    Icmpv6Message, Icmpv6Packet, Icmpv6Repr, IpProtocol, Ipv6Packet, Ipv6Repr, NdiscNeighborFlags,
+    NdiscRepr, RawHardwareAddress,
 };
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Instant;
 
 /// Every NDP message has it, which proves that no router forwarded it (RFC 4861 7.1).
 const NDP_HOP_LIMIT: u8 = 255;
-const ECHO_TTL: u8 = 64;
 
 /// Why a frame was left alone.
-enum Refusal {
+pub(super) enum Refusal {
     Malformed,
     /// Well-formed and of no concern to us.
     NotForUs,
@@ -33,12 +32,14 @@ enum Refusal {
 
 /// What was done: Linux, where it shares the port, must see what was learned and not what was
 /// answered.
-enum Done {
+pub(super) enum Done {
     Answered,
+    /// Kept until the rest of it has come.
+    Kept,
     Learned,
 }
 
-type Outcome = Result<Done, Refusal>;
+pub(super) type Outcome = Result<Done, Refusal>;
 
 impl NetState {
     /// Takes a frame that a worker did not forward, as it came from the wire (Ethernet header
@@ -50,7 +51,7 @@ impl NetState {
             _ => Err(Refusal::Malformed),
         };
         match outcome {
-            Ok(Done::Answered) => Fate::Consumed,
+            Ok(Done::Answered | Done::Kept) => Fate::Consumed,
             Ok(Done::Learned) => Fate::Shared,
             Err(Refusal::Malformed) => {
                 self.counters.malformed += 1;
@@ -80,13 +81,13 @@ impl NetState {
         }
         match frame.ethertype {
             EthernetProtocol::Arp => self.arp(port, frame, now, out),
-            EthernetProtocol::Ipv4 => self.echo_v4(port, frame, now, out),
+            EthernetProtocol::Ipv4 => self.ipv4(port, frame, now, out),
             EthernetProtocol::Ipv6 => self.icmp_v6(port, frame, now, out),
             EthernetProtocol::Unknown(_) => Err(Refusal::NotForUs),
         }
     }
 
-    fn link(&self, port: u16) -> Result<&Link, Refusal> {
+    pub(super) fn link(&self, port: u16) -> Result<&Link, Refusal> {
         self.links.get(port).ok_or(Refusal::NotForUs)
     }
 
@@ -145,52 +146,12 @@ impl NetState {
         Ok(Done::Answered)
     }
 
-    fn echo_v4(&mut self, port: u16, frame: &Frame<'_>, now: Instant, out: &mut Output) -> Outcome {
-        let packet = Ipv4Packet::new_checked(frame.payload).map_err(|_| Refusal::Malformed)?;
-        if packet.header_len() < 20 || !packet.verify_checksum() {
-            return Err(Refusal::Malformed);
-        }
-        // smoltcp parses no fragment, and answering a fragment would be wrong anyway.
-        let checksums = ChecksumCapabilities::default();
-        let header = Ipv4Repr::parse(&packet, &checksums).map_err(|_| Refusal::NotForUs)?;
-        let link = self.link(port)?;
-        let (mac, mtu) = (link.config.mac, link.config.mtu);
-        if header.next_header != IpProtocol::Icmp || !link.has(header.dst_addr.into()) {
-            return Err(Refusal::NotForUs);
-        }
-        let icmp = Icmpv4Packet::new_checked(packet.payload()).map_err(|_| Refusal::Malformed)?;
-        let message = Icmpv4Repr::parse(&icmp, &checksums).map_err(|_| Refusal::Malformed)?;
-        let Icmpv4Repr::EchoRequest {
-            ident,
-            seq_no,
-            data,
-        } = message
-        else {
-            return Err(Refusal::NotForUs);
-        };
-        let forged = !plausible_source(header.src_addr) || link.owns(header.src_addr.into());
-        if forged || frame.dst != mac || usize::from(packet.total_len()) > usize::from(mtu) {
-            return Err(Refusal::Malformed);
-        }
-        if !self.echoes.take(now) {
-            return Err(Refusal::RateLimited);
-        }
-        let reply = Icmpv4Repr::EchoReply {
-            ident,
-            seq_no,
-            data,
-        };
-        let link = frame.answer_link(mac, frame.src);
-        let (us, them) = (header.dst_addr, header.src_addr);
-        let reply = frame::icmpv4(&link, us, them, ECHO_TTL, &reply);
-        out.frames.push((port, reply));
-        self.counters.echo_replies += 1;
-        Ok(Done::Answered)
-    }
-
     fn icmp_v6(&mut self, port: u16, frame: &Frame<'_>, now: Instant, out: &mut Output) -> Outcome {
         let packet = Ipv6Packet::new_checked(frame.payload).map_err(|_| Refusal::Malformed)?;
         let header = Ipv6Repr::parse(&packet).map_err(|_| Refusal::Malformed)?;
+        if header.next_header == IpProtocol::Ipv6Frag {
+            return self.piece_v6(port, frame, &header, packet.payload(), now, out);
+        }
         if header.next_header != IpProtocol::Icmpv6 {
             return Err(Refusal::NotForUs);
         }
@@ -208,17 +169,9 @@ impl NetState {
         let (src, dst) = (header.src_addr, header.dst_addr);
         let message = Icmpv6Repr::parse(&src, &dst, &icmp, &checksums);
         match message.map_err(|_| Refusal::Malformed)? {
-            Icmpv6Repr::EchoRequest {
-                ident,
-                seq_no,
-                data,
-            } => {
-                let reply = Icmpv6Repr::EchoReply {
-                    ident,
-                    seq_no,
-                    data,
-                };
-                self.echo_v6(port, frame, &header, &reply, now, out)
+            Icmpv6Repr::EchoRequest { .. } => {
+                self.may_answer(port, frame, (src.into(), dst.into()), packet.total_len())?;
+                self.answer_v6(port, frame, &header, packet.payload(), now, out)
             }
             Icmpv6Repr::Ndisc(_) if header.hop_limit != NDP_HOP_LIMIT => Err(Refusal::Malformed),
             Icmpv6Repr::Ndisc(NdiscRepr::NeighborSolicit {
@@ -238,36 +191,6 @@ impl NetState {
             }
             _ => Err(Refusal::NotForUs),
         }
-    }
-
-    fn echo_v6(
-        &mut self,
-        port: u16,
-        frame: &Frame<'_>,
-        header: &Ipv6Repr,
-        reply: &Icmpv6Repr<'_>,
-        now: Instant,
-        out: &mut Output,
-    ) -> Outcome {
-        let link = self.link(port)?;
-        let (mac, mtu) = (link.config.mac, link.config.mtu);
-        let (us, them) = (header.dst_addr, header.src_addr);
-        if !link.has(us.into()) {
-            return Err(Refusal::NotForUs);
-        }
-        let forged = them.is_unspecified() || them.is_multicast() || link.owns(them.into());
-        let size = header.buffer_len() + header.payload_len;
-        if forged || frame.dst != mac || size > usize::from(mtu) {
-            return Err(Refusal::Malformed);
-        }
-        if !self.echoes.take(now) {
-            return Err(Refusal::RateLimited);
-        }
-        let link = frame.answer_link(mac, frame.src);
-        let reply = frame::icmpv6(&link, us, them, ECHO_TTL, reply);
-        out.frames.push((port, reply));
-        self.counters.echo_replies += 1;
-        Ok(Done::Answered)
     }
 
     /// RFC 4861 7.1.1 and 7.2.3-7.2.4.
@@ -418,7 +341,7 @@ struct Speaker {
 
 impl Frame<'_> {
     /// Back the way it came, in the same VLAN.
-    fn answer_link(&self, src: Mac, dst: Mac) -> frame::Link {
+    pub(super) fn answer_link(&self, src: Mac, dst: Mac) -> frame::Link {
         let tags = self.tags;
         frame::Link { src, dst, tags }
     }

@@ -195,21 +195,33 @@ pub fn advertisement(n: u8, target: &str, dst: &str, flags: NdiscNeighborFlags) 
 }
 
 pub fn ping_v4(n: u8, src: &str, dst: &str, data: &[u8]) -> Vec<u8> {
+    ping_pieces_v4(n, src, dst, data, u16::MAX).remove(0)
+}
+
+/// A ping in packets of at most `mtu` bytes.
+pub fn ping_pieces_v4(n: u8, src: &str, dst: &str, data: &[u8], mtu: u16) -> Vec<Vec<u8>> {
     let message = Icmpv4Repr::EchoRequest {
         ident: 0x1234,
         seq_no: 7,
         data,
     };
-    frame::icmpv4(&to(our_mac(0), host(n)), v4(src), v4(dst), 3, &message)
+    let link = to(our_mac(0), host(n));
+    frame::icmpv4_pieces(&link, v4(src), v4(dst), 3, &message, mtu, 99).collect()
 }
 
 pub fn ping_v6(n: u8, src: &str, dst: &str, data: &[u8]) -> Vec<u8> {
+    ping_pieces_v6(n, src, dst, data, u16::MAX).remove(0)
+}
+
+/// The same over IPv6, where pieces are of 1,280 bytes.
+pub fn ping_pieces_v6(n: u8, src: &str, dst: &str, data: &[u8], mtu: u16) -> Vec<Vec<u8>> {
     let message = Icmpv6Repr::EchoRequest {
         ident: 0x1234,
         seq_no: 7,
         data,
     };
-    frame::icmpv6(&to(our_mac(0), host(n)), v6(src), v6(dst), 3, &message)
+    let link = to(our_mac(0), host(n));
+    frame::icmpv6_pieces(&link, v6(src), v6(dst), 3, &message, mtu, 99).collect()
 }
 
 /// The same frame with an 802.1Q tag.

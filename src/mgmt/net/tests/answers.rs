@@ -135,6 +135,79 @@ fn ping_over_ipv6_too() {
 }
 
 #[test]
+fn a_ping_in_fragments_is_answered_in_fragments() {
+    let data: Vec<u8> = (0..4000_u32).map(|n| (n * 7 + n / 256) as u8).collect();
+    let v4 = ping_pieces_v4(9, "198.51.100.7", "192.0.2.80", &data, 1500);
+    let v6 = ping_pieces_v6(9, "2001:db8:f::7", "2001:db8::80", &data, 1500);
+    for (pieces, ethernet_and_ip, count) in [(v4, 34, 3), (v6, 62, 4)] {
+        let mut world = world();
+        let [rest @ .., last] = &pieces[..] else {
+            panic!("no pieces")
+        };
+        for piece in rest.iter().rev() {
+            assert_eq!(world.receive(0, piece), Fate::Consumed);
+            assert_eq!(world.frames(), [], "before all have come");
+        }
+        assert_eq!(world.receive(0, last), Fate::Consumed);
+        let frames = world.frames();
+        assert_eq!(frames.len(), count);
+        let mut message = Vec::new();
+        for (n, (port, frame)) in frames.iter().enumerate() {
+            assert!(*port == 0 && frame.len() <= 14 + 1500, "{}", frame.len());
+            let word = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+            // Offset and flags: in units of eight behind three bits, or before them.
+            let (offset, more) = match ethernet_and_ip {
+                34 => (
+                    usize::from(word(20) & 0x1fff) * 8,
+                    word(20) & 0xe000 == 0x2000,
+                ),
+                _ => (usize::from(word(56) & 0xfff8), word(56) & 7 == 1),
+            };
+            assert_eq!((offset, more), (message.len(), n + 1 < count));
+            if ethernet_and_ip == 34 {
+                let ip = Ipv4Packet::new_checked(&frame[14..]).unwrap();
+                assert!(ip.verify_checksum() && ip.ident() == 1);
+            } else {
+                assert_eq!(frame[54..56], [58, 0]);
+                assert_eq!(frame[58..62], [0, 0, 0, 1]);
+            }
+            message.extend_from_slice(&frame[ethernet_and_ip..]);
+        }
+        let is_right = match ethernet_and_ip {
+            34 => Icmpv4Packet::new_checked(&message[..])
+                .unwrap()
+                .verify_checksum(),
+            _ => {
+                let (us, them) = (
+                    "2001:db8::80".parse().unwrap(),
+                    "2001:db8:f::7".parse().unwrap(),
+                );
+                let icmp = Icmpv6Packet::new_checked(&message[..]).unwrap();
+                icmp.verify_checksum(&us, &them)
+            }
+        };
+        assert!(is_right, "the message's checksum");
+        assert!(message[8..] == data);
+        assert_eq!(world.net.counters().echo_replies, 1);
+    }
+}
+
+/// Nothing is kept of what would have no answer.
+#[test]
+fn fragments_of_no_ping_to_us_are_left_to_linux() {
+    let mut world = world();
+    for piece in ping_pieces_v4(9, "192.0.2.9", "192.0.2.10", &[0; 4000], 1500) {
+        assert_eq!(world.receive(0, &piece), Fate::Shared);
+    }
+    for piece in ping_pieces_v6(9, "ff02::1", "2001:db8::80", &[0; 4000], 1500) {
+        assert_eq!(world.receive(0, &piece), Fate::Shared);
+    }
+    let counters = world.net.counters();
+    assert_eq!((counters.not_for_us, counters.malformed), (3, 4));
+    assert_eq!(world.frames(), []);
+}
+
+#[test]
 fn ip_options_in_a_ping_are_tolerated() {
     let mut world = world();
     let mut ping = ping_v4(9, "192.0.2.9", "192.0.2.80", b"options");
