@@ -22,7 +22,7 @@ pub trait Frame {
     /// [`super::Verdict::Refer`].
     fn note(&self) -> u32;
     fn set_note(&mut self, note: u32);
-    /// True where the frame lies in one piece: `bytes` is all of it.
+    /// True where the frame lies in one piece: `bytes` is all of it, and else its first buffer.
     fn is_contiguous(&self) -> bool;
     /// The interface that the frame came in on, where there are VLANs ([`super::vlan`]).
     fn interface(&self) -> Option<u8>;
@@ -36,6 +36,7 @@ pub struct MemoryFrame {
     start: usize,
     note: u32,
     interface: Option<u8>,
+    is_contiguous: bool,
 }
 
 /// Headroom of a [`MemoryFrame`]; DPDK's default.
@@ -55,6 +56,15 @@ impl MemoryFrame {
             start: HEADROOM,
             note: 0,
             interface: None,
+            is_contiguous: true,
+        }
+    }
+
+    /// The same as the first of several buffers in which a frame lies.
+    pub fn in_pieces(self) -> Self {
+        Self {
+            is_contiguous: false,
+            ..self
         }
     }
 }
@@ -111,7 +121,7 @@ impl Frame for MemoryFrame {
     }
 
     fn is_contiguous(&self) -> bool {
-        true
+        self.is_contiguous
     }
 
     fn interface(&self) -> Option<u8> {

@@ -38,7 +38,9 @@ pub fn is_error(v6: bool, message: u8) -> bool {
 }
 
 /// Whether RFC 1812 4.3.2.7 and RFC 4443 2.4 e let anybody send an error about this packet: it is
-/// no ICMP error itself, no fragment but the first, and comes from and went to one host each.
+/// no ICMP error itself, and comes from and went to one host each. Under IPv4 it is no fragment but the
+/// first; under IPv6, where nobody on the way cuts what is too long, any may be, unless it could belong
+/// to an error.
 pub fn may_be_answered<A: Address>(ip: &[u8]) -> bool {
     let (source, destination) = (
         A::read(&ip[A::SOURCE_AT..]),
@@ -53,7 +55,8 @@ pub fn may_be_answered<A: Address>(ip: &[u8]) -> bool {
             Extensions::Upper { protocol, at } => (protocol, at),
             Extensions::Fragment { at } => match ip.get(at + 2..at + 4) {
                 Some(offset) if read_u16(offset, 0) & 0xfff8 == 0 => (ip[at], at + 8),
-                _ => return false,
+                Some(_) => return ip[at] != protocol::ICMPV6,
+                None => return false,
             },
             Extensions::Malformed => return false,
         }

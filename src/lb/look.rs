@@ -142,19 +142,16 @@ impl<'s> Burst<'s> {
     }
 
     /// Parses a frame as the balancer means it: whole TCP and UDP packets only where they are for
-    /// us, not for a group, and lie in one piece.
+    /// us and not for a group, and nothing that lies in several buffers, of which only the first is
+    /// looked at.
     pub fn parse<F: Frame>(&self, frame: &F) -> Parsed {
         let bytes = frame.bytes();
-        let parsed = match bytes.first() {
-            _ if self.is_for_us(bytes) => parse(bytes, frame.ip_checksum_verified()),
-            Some(first) if first & 1 == 1 => for_a_group(bytes, self.snapshot),
-            _ => Parsed::Bad(DropReason::ForeignMac),
-        };
-        match parsed {
-            Parsed::V4(_) | Parsed::V6(_) if !frame.is_contiguous() => {
-                Parsed::Bad(DropReason::Segmented)
-            }
-            parsed => parsed,
+        let for_us = self.is_for_us(bytes);
+        match bytes.first() {
+            Some(first) if !for_us && first & 1 == 0 => Parsed::Bad(DropReason::ForeignMac),
+            _ if !frame.is_contiguous() => Parsed::Bad(DropReason::Segmented),
+            _ if for_us => parse(bytes, frame.ip_checksum_verified()),
+            _ => for_a_group(bytes, self.snapshot),
         }
     }
 }

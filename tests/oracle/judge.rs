@@ -187,6 +187,7 @@ impl Judge {
             let group = frame[0] & 1 == 1;
             return match seen {
                 _ if !group => Expect::Drop(ForeignMac),
+                _ if !sent.whole => Expect::Drop(Segmented),
                 _ if frame.len() < 14 => Expect::Drop(Truncated),
                 Seen::Transport(p, ports) if is_service(p.destination, ports.destination) => {
                     Expect::Drop(BroadcastMac)
@@ -195,12 +196,11 @@ impl Judge {
             };
         }
         match seen {
+            _ if !sent.whole => Expect::Drop(Segmented),
             Seen::Bad(reason) => Expect::Drop(reason),
-            Seen::Fragment(_) if !sent.whole => Expect::Drop(Segmented),
             Seen::Fragment(piece) => self.fragment(sent, &piece),
             Seen::Other => Expect::Pass,
             Seen::Icmp(packet) => self.icmp(sent, &packet),
-            Seen::Transport(..) if !sent.whole => Expect::Drop(Segmented),
             Seen::Transport(packet, ports) => self.transport(sent, &packet, &ports),
         }
     }
@@ -232,19 +232,22 @@ impl Judge {
             }
             Some(Known::Passed) => Expect::Pass,
             Some(Known::Dropped) => Expect::Drop(Fragment),
-            // Nobody is told of a later fragment's end.
+            // Under IPv4 nobody is told of a later fragment's end.
             Some(Known::OneWay(backend)) => match self.onward(sent, packet, backend) {
-                Expect::Answer(reason) => Expect::Drop(reason),
+                Expect::Answer(reason) if packet.source.is_ipv4() => Expect::Drop(reason),
                 other => other,
             },
             Some(known @ Known::Rewritten { .. }) => {
                 self.rewritten = Some(known);
-                if packet.end - packet.l3 > 1500 {
-                    Expect::Drop(TooBig)
-                } else if packet.ttl <= 1 {
-                    Expect::Drop(TtlExpired)
-                } else {
-                    Expect::Forward
+                let is_long = packet.end - packet.l3 > 1500;
+                let fault = match packet.ttl {
+                    0 | 1 => Some(TtlExpired),
+                    _ => is_long.then_some(TooBig),
+                };
+                match fault {
+                    Some(reason) if packet.source.is_ipv4() => Expect::Drop(reason),
+                    Some(reason) => Expect::Answer(reason),
+                    None => Expect::Forward,
                 }
             }
         }

@@ -13,6 +13,7 @@ mod recipe;
 use super::counters::DropReason;
 use super::flow::{FlowKey, protocol};
 use super::frame::Frame;
+use super::icmp::{self, IcmpError};
 use super::parse::{Packet, Parsed, Transport, read_u16, transport};
 use super::persistence::ASK;
 use super::shard::{Shard, Tracked, Way, to_backend};
@@ -161,9 +162,6 @@ impl Shard {
         parsed: &Parsed,
         outbox: &mut O,
     ) -> Verdict {
-        if !frame.is_contiguous() {
-            return Verdict::Drop(DropReason::Segmented);
-        }
         let done = match *parsed {
             Parsed::FragmentV4 { l3 } => piece(frame.bytes(), l3, 0).map(|p| {
                 p.map(|p| {
@@ -317,9 +315,20 @@ impl Shard {
                 let l3 = usize::from(piece.l3);
                 let view = link.and_then(|l| snapshot.ports.get(usize::from(l.port)));
                 let narrow = view.map(|v| v.mtu).filter(|&mtu| piece.length > mtu);
-                if narrow.is_some() && !mtu::may_be_cut::<A>(&frame.bytes()[l3..]) {
-                    // Errors are about first fragments alone.
-                    return Verdict::Drop(DropReason::TooBig);
+                let packet = piece.portless();
+                // Who complains is whom the sender spoke to: the service's address in either direction.
+                let speaker = match recipe.backend {
+                    Some((_, true)) => A::from_ip(source).unwrap_or(piece.destination),
+                    _ => piece.destination,
+                };
+                if icmp::ttl::<A>(&frame.bytes()[l3..]) <= 1 {
+                    return self.expired(snapshot, now, frame, &packet, speaker);
+                }
+                if let Some(mtu) = narrow
+                    && !mtu::may_be_cut::<A>(&frame.bytes()[l3..])
+                {
+                    let (error, reason) = (IcmpError::TooBig { mtu }, DropReason::TooBig);
+                    return self.complain(snapshot, now, frame, &packet, speaker, error, reason);
                 }
                 let done = recipe::rewrite::<A, _>(frame, l3, link.as_ref(), source, destination);
                 if let Err(reason) = done {
