@@ -20,6 +20,7 @@ mod management;
 mod many;
 mod methods;
 mod pair;
+mod paths;
 mod presence;
 mod refusals;
 mod wide;

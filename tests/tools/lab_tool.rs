@@ -6,8 +6,10 @@
 //! - `lab_tool wrap SOURCE DESTINATION` sends one IPIP or 6in6 packet that holds an ICMP echo request, to
 //!   test `unwrap` without a balancer.
 //! - `lab_tool udp-echo NAME ADDRESS:PORT...` answers each datagram with its name and the payload.
-//! - `lab_tool udp-ask ADDRESS:PORT COUNT` asks COUNT times, each from a new port, and prints the
-//!   answers.
+//! - `lab_tool udp-ask ADDRESS:PORT COUNT [BYTES]` asks COUNT times, each from a new port, and prints the
+//!   answers; with BYTES each question is that long, and of an answer only its name is printed.
+//! - `lab_tool trace ADDRESS:PORT HOPS` sends a UDP packet that lives for one hop, then one for two, and so
+//!   on, and prints who told of its end each time, or `answer` where it was answered.
 //! - `lab_tool tcp-echo PORT` sends back what it receives, on all addresses.
 //! - `lab_tool tcp-hold ADDRESS:PORT COUNT SECONDS` opens COUNT connections, prints `ready`, sends a
 //!   line through each and waits for its echo, round after round, for so long; at the end it prints
@@ -19,6 +21,8 @@
 //!
 //! `unwrap`, `udp-echo`, `tcp-echo` and `agent` print `ready` once their sockets are open and end when
 //! they are killed.
+
+mod trace;
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -34,6 +38,7 @@ use smoltcp::wire::{
     Ipv6Packet, Ipv6Repr,
 };
 use socket2::{Domain, Protocol, Socket, Type};
+use trace::trace;
 use tun_rs::{DeviceBuilder, SyncDevice};
 
 const IPPROTO_IPIP: i32 = 4;
@@ -56,13 +61,15 @@ fn main() -> ExitCode {
         ["unwrap", tun] => unwrap_into(tun),
         ["wrap", source, destination] => wrap_echo_request(source, destination),
         ["udp-echo", name, addresses @ ..] if !addresses.is_empty() => udp_echo(name, addresses),
-        ["udp-ask", address, count] => udp_ask(address, count),
+        ["udp-ask", address, count] => udp_ask(address, count, None),
+        ["udp-ask", address, count, bytes] => udp_ask(address, count, Some(bytes)),
+        ["trace", address, hops] => trace(address, hops),
         ["tcp-echo", port] => tcp_echo(port),
         ["tcp-hold", address, count, seconds] => tcp_hold(address, count, seconds),
         ["tcp-keep", address, count, file] => tcp_keep(address, count, file),
         ["agent", address, file] => agent(address, file),
         _ => Err(io::Error::other(
-            "usage: unwrap TUN | wrap SOURCE DESTINATION | udp-echo NAME ADDRESS:PORT... | udp-ask ADDRESS:PORT COUNT | tcp-echo PORT | tcp-hold ADDRESS:PORT COUNT SECONDS | tcp-keep ADDRESS:PORT COUNT FILE | agent ADDRESS:PORT FILE",
+            "usage: unwrap TUN | wrap SOURCE DESTINATION | udp-echo NAME ADDRESS:PORT... | udp-ask ADDRESS:PORT COUNT [BYTES] | trace ADDRESS:PORT HOPS | tcp-echo PORT | tcp-hold ADDRESS:PORT COUNT SECONDS | tcp-keep ADDRESS:PORT COUNT FILE | agent ADDRESS:PORT FILE",
         )),
     };
     match done {
@@ -206,7 +213,7 @@ fn udp_echo(name: &str, addresses: &[&str]) -> io::Result<()> {
         .collect::<io::Result<Vec<_>>>()?;
     say_ready()?;
     let each = |socket: UdpSocket| -> io::Result<()> {
-        let mut question = [0; 2048];
+        let mut question = [0; LARGEST_PACKET];
         loop {
             let (length, from) = socket.recv_from(&mut question)?;
             let mut answer = format!("{name} ").into_bytes();
@@ -227,7 +234,8 @@ fn udp_echo(name: &str, addresses: &[&str]) -> io::Result<()> {
     })
 }
 
-fn udp_ask(address: &str, count: &str) -> io::Result<()> {
+fn udp_ask(address: &str, count: &str, bytes: Option<&str>) -> io::Result<()> {
+    let bytes: usize = bytes.map_or(Ok(0), str::parse).map_err(io::Error::other)?;
     let server: SocketAddr = address.parse().map_err(io::Error::other)?;
     let count: u32 = count.parse().map_err(io::Error::other)?;
     let any: SocketAddr = match server {
@@ -238,14 +246,21 @@ fn udp_ask(address: &str, count: &str) -> io::Result<()> {
         let socket = UdpSocket::bind(any)?;
         socket.connect(server)?;
         socket.set_read_timeout(Some(ANSWER_WITHIN))?;
-        println!("{}", ask_until_answered(&socket, number)?);
+        let answer = ask_until_answered(&socket, number, bytes)?;
+        match bytes {
+            0 => println!("{answer}"),
+            _ => println!("{}", answer.split(' ').next().unwrap_or_default()),
+        }
     }
     Ok(())
 }
 
-fn ask_until_answered(socket: &UdpSocket, number: u32) -> io::Result<String> {
-    let question = format!("question {number}");
-    let mut answer = [0; 2048];
+fn ask_until_answered(socket: &UdpSocket, number: u32, bytes: usize) -> io::Result<String> {
+    let mut question = format!("question {number}");
+    while question.len() < bytes {
+        question.push_str(&format!(" {}", question.len()));
+    }
+    let mut answer = [0; LARGEST_PACKET];
     for _ in 0..ASK_AT_MOST {
         socket.send(question.as_bytes())?;
         match socket.recv(&mut answer) {
@@ -262,7 +277,10 @@ fn ask_until_answered(socket: &UdpSocket, number: u32) -> io::Result<String> {
             Err(error) => return Err(error),
         }
     }
-    Err(io::Error::other(format!("'{question}' was not answered")))
+    let bytes = question.len();
+    Err(io::Error::other(format!(
+        "question {number}, of {bytes} bytes, was not answered"
+    )))
 }
 
 fn tcp_echo(port: &str) -> io::Result<()> {

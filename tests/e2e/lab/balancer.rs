@@ -173,11 +173,13 @@ impl Evenkeel {
         fs::write(&file, text).expect("the configuration");
         let mut process = start_with(lab, &file, "evenkeel.log", options);
         attach(lab, &mut process, TAP, Arms::One);
-        if lab.arms == Arms::Two {
+        if text.contains(SECOND_TAP) {
             attach(lab, &mut process, SECOND_TAP, Arms::Two);
         }
         let link = lab.balancer.ip(&format!("-o link show dev {TAP}"));
-        assert!(link.contains(&format!("mtu {MTU} ")), "{link}");
+        let line = text.lines().find(|line| line.starts_with("mtu = "));
+        let mtu = line.map_or(MTU.to_string(), |line| line.replace("mtu = ", ""));
+        assert!(link.contains(&format!("mtu {mtu} ")), "{link}");
         Evenkeel {
             process,
             socket: lab.folder().join("evenkeel.sock"),
