@@ -5,21 +5,26 @@
 //! it reads the clock once per burst.
 
 pub mod capture;
+mod clock;
+mod frame;
 mod handoff;
+mod way_out;
 
 use std::sync::Arc;
 
 use crate::lb::counters::{DropReason, WorkerCounters};
 use crate::lb::fragment::FragmentStore;
-use crate::lb::frame::Frame;
 use crate::lb::shard::Shard;
 use crate::lb::snapshot::Snapshot;
 use crate::lb::{Arrival, MAX_BURST, Now, Outbox, Pass, Verdict};
 use crate::port::clock::Tsc;
 use crate::port::ring::{Consumer, Producer, SharedProducer};
-use crate::port::{Batch, Mbuf, Mempool, RxChecksum, RxQueue, TxBuffer, TxQueue};
+use crate::port::{Batch, Mbuf, Mempool, RxQueue, TxBuffer, TxQueue};
 use capture::Tap;
+pub use clock::Clock;
+pub use frame::{interface_of, interface_of_id};
 use handoff::HandOffs;
+use way_out::{WayOut, pass_up};
 
 /// What management asks of a worker. Every message comes back up the event ring when it is
 /// done, carrying what it replaced: the worker frees nothing.
@@ -80,40 +85,6 @@ pub struct Rings {
     pub taken: Consumer<Mbuf>,
     /// To each worker, by index; one's own is not used. [`Worker::new`] takes them out.
     pub handoff: Vec<SharedProducer<Mbuf>>,
-}
-
-/// Turns TSC ticks into [`Now`].
-#[derive(Clone, Copy)]
-pub struct Clock {
-    start: u64,
-    /// Nanoseconds per tick, as a fraction of 2^32.
-    scale: u64,
-}
-
-impl Clock {
-    /// A clock that starts now. Copies of it agree.
-    pub fn start() -> Self {
-        let scale = (1_000_000_000u128 << 32) / u128::from(Tsc::hz().max(1));
-        Self {
-            start: Tsc::now(),
-            scale: scale as u64,
-        }
-    }
-
-    #[inline(always)]
-    pub fn at(&self, tsc: u64) -> Now {
-        let ticks = tsc.wrapping_sub(self.start);
-        Now::from_nanos(((u128::from(ticks) * u128::from(self.scale)) >> 32) as u64)
-    }
-
-    pub fn now(&self) -> Now {
-        self.at(Tsc::now())
-    }
-
-    /// Nanoseconds that `ticks` of the TSC take.
-    pub fn nanos(&self, ticks: u64) -> u64 {
-        ((u128::from(ticks) * u128::from(self.scale)) >> 32) as u64
-    }
 }
 
 pub struct Worker {
@@ -485,142 +456,5 @@ impl Worker {
         Remains {
             ports: self.ports.into_iter().map(queues).collect(),
         }
-    }
-}
-
-/// The transmit buffers of all ports, and a pool for packets beside the burst's own.
-struct WayOut<'a> {
-    pool: &'a Mempool,
-    snapshot: &'a Snapshot,
-    ports: &'a mut [WorkerPort],
-    counters: &'a WorkerCounters,
-}
-
-impl WayOut<'_> {
-    #[inline(always)]
-    fn transmit(&mut self, port: u8, mbuf: Mbuf) {
-        match self.ports.get_mut(usize::from(port)) {
-            Some(port) => port.tx.push(mbuf),
-            None => self.transmit_tagged(port, mbuf),
-        }
-    }
-
-    /// Out of a VLAN, whose interfaces come behind the ports.
-    #[cold]
-    fn transmit_tagged(&mut self, interface: u8, mut mbuf: Mbuf) {
-        let port = self.snapshot.vlans.send(interface, &mut mbuf);
-        match port.map(|port| self.ports.get_mut(usize::from(port))) {
-            Ok(Some(port)) => port.tx.push(mbuf),
-            Ok(None) => self.counters.count_drop(DropReason::NoNeighbour),
-            Err(reason) => self.counters.count_drop(reason),
-        }
-    }
-}
-
-impl Outbox for WayOut<'_> {
-    type Frame = Mbuf;
-
-    fn make(&mut self) -> Option<Mbuf> {
-        self.pool.alloc()
-    }
-
-    fn send(&mut self, port: u8, mbuf: Mbuf) {
-        self.counters.generated.add(1);
-        self.transmit(port, mbuf);
-    }
-}
-
-/// Gives a packet to management.
-#[cold]
-fn pass_up(rings: &mut Rings, counters: &WorkerCounters, mut mbuf: Mbuf, pass: Pass) {
-    let resolve = if pass == Pass::Resolve { RESOLVE } else { 0 };
-    mbuf.set_stamp(Tsc::now() & !RESOLVE | resolve);
-    let ring = match pass {
-        Pass::Check => &mut rings.checks,
-        Pass::Local | Pass::Resolve => &mut rings.passed,
-    };
-    match ring.push(mbuf) {
-        Ok(()) => {
-            counters.passed.add(1);
-            counters.passed_checks.add(u64::from(pass == Pass::Check));
-            let unresolved = u64::from(pass == Pass::Resolve);
-            counters.passed_unresolved.add(unresolved);
-        }
-        Err(_full) => counters.count_drop(DropReason::PuntFull),
-    }
-}
-
-/// Where the numbers of interfaces begin in a packet's port: above all ids that DPDK gives.
-const INTERFACES: u16 = 0x4000;
-
-/// The interface that a packet came in on, where there are VLANs.
-pub fn interface_of(mbuf: &Mbuf) -> Option<u8> {
-    interface_of_id(mbuf.port())
-}
-
-/// The interface that a packet's port names, where it names one.
-pub fn interface_of_id(port: u16) -> Option<u8> {
-    u8::try_from(port.checked_sub(INTERFACES)?).ok()
-}
-
-impl Frame for Mbuf {
-    #[inline(always)]
-    fn bytes(&self) -> &[u8] {
-        Mbuf::bytes(self)
-    }
-
-    #[inline(always)]
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        Mbuf::bytes_mut(self)
-    }
-
-    #[inline(always)]
-    fn prepend(&mut self, count: usize) -> bool {
-        Mbuf::prepend(self, count)
-    }
-
-    #[inline(always)]
-    fn trim_front(&mut self, count: usize) -> bool {
-        Mbuf::trim_front(self, count)
-    }
-
-    #[inline(always)]
-    fn append(&mut self, count: usize) -> bool {
-        Mbuf::append(self, count)
-    }
-
-    #[inline(always)]
-    fn truncate(&mut self, length: usize) {
-        Mbuf::truncate(self, length);
-    }
-
-    #[inline(always)]
-    fn ip_checksum_verified(&self) -> bool {
-        self.ip_checksum() == RxChecksum::Good
-    }
-
-    #[inline(always)]
-    fn note(&self) -> u32 {
-        Mbuf::note(self)
-    }
-
-    #[inline(always)]
-    fn set_note(&mut self, note: u32) {
-        Mbuf::set_note(self, note);
-    }
-
-    #[inline(always)]
-    fn is_contiguous(&self) -> bool {
-        self.segments() == 1
-    }
-
-    #[inline(always)]
-    fn interface(&self) -> Option<u8> {
-        interface_of(self)
-    }
-
-    #[inline(always)]
-    fn set_interface(&mut self, interface: u8) {
-        self.set_port(INTERFACES + u16::from(interface));
     }
 }

@@ -5,16 +5,18 @@ use super::conn::{Conn, From, State, flag, next_state};
 use super::counters::DropReason;
 use super::flow::protocol;
 use super::forward::nat;
+use super::forward::{Way, backend_port, to_backend};
 use super::frame::Frame;
 use super::fullnat::local_end;
 use super::parse::{Packet, tcp};
 use super::persistence::{self, ASK, Key};
 use super::schedule::{Candidates, Request, by_hash};
-use super::shard::{Shard, Tracked, Way, backend_port, to_backend};
+use super::shard::Shard;
 use super::snapshot::{
     Backend, BackendState, ForwardMethod, Service, Snapshot, Untracked, WhenNoBackend,
 };
 use super::table::{Full, Inserted, Slot};
+use super::tracked::Tracked;
 use super::{Arrival, Now, Outbox, Pass, Verdict, icmp};
 
 impl Shard {
@@ -458,7 +460,7 @@ fn reply_owner<A: Tracked>(
         destination_port: key.source_port,
         protocol: key.protocol,
     };
-    table.find(hash, |conn| super::shard::is_reply(snapshot, conn, &reply))
+    table.find(hash, |conn| super::meet::is_reply(snapshot, conn, &reply))
 }
 
 /// How a packet without an entry is treated for the sake of the flood guard.

@@ -7,13 +7,15 @@ use super::conn::{Conn, flag};
 use super::counters::DropReason;
 use super::flow::{Address, protocol};
 use super::forward::nat;
+use super::forward::{Way, to_backend};
 use super::frame::Frame;
 use super::fullnat::local_end;
 use super::icmp::{self, IcmpError};
 use super::parse::{Packet, tcp};
-use super::shard::{Shard, Tracked, Way, to_backend};
+use super::shard::Shard;
 use super::snapshot::{Backend, ForwardMethod, PortView, Service, Snapshot, WhenNoBackend};
 use super::table::Slot;
+use super::tracked::Tracked;
 use super::{Arrival, Now, Outbox, Pass, Verdict, mtu, reset};
 
 /// Answers a worker may send each second.

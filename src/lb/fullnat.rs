@@ -8,12 +8,14 @@ pub mod ports;
 use super::conn::{Conn, flag};
 use super::counters::DropReason;
 use super::flow::{Address, FlowKey};
+use super::forward::backend_port;
 use super::forward::nat::Endpoint;
 use super::owner::Ownership;
 use super::parse::Packet;
-use super::shard::{Shard, Tracked, backend_port};
+use super::shard::Shard;
 use super::snapshot::{Backend, Service, Snapshot};
 use super::table::Slot;
+use super::tracked::Tracked;
 use super::{Now, Pass, Verdict};
 
 pub use ports::{FIRST_PORT, HOLD, Lease, LocalPorts, group_count};

@@ -6,9 +6,10 @@ use std::net::{IpAddr, SocketAddr};
 use super::Now;
 use super::conn::{Conn, State};
 use super::flow::Address;
-use super::shard::{Shard, Tracked};
+use super::shard::Shard;
 use super::snapshot::BackendId;
 use super::table::ConnTable;
+use super::tracked::Tracked;
 
 /// One connection, as a listing shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

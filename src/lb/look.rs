@@ -13,9 +13,10 @@ use super::frame::Frame;
 use super::owner::Side;
 use super::parse::{ETHERNET, Packet, Parsed, parse};
 use super::queues::Queues;
-use super::shard::{Shard, Tracked};
+use super::shard::Shard;
 use super::snapshot::Snapshot;
 use super::table::Slot;
+use super::tracked::Tracked;
 use super::{Arrival, MAX_BURST};
 
 /// What a frame holds, as far as the third pass needs to know.

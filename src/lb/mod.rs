@@ -25,6 +25,7 @@ pub mod icmp;
 pub mod listing;
 mod look;
 pub mod maglev;
+mod meet;
 pub mod mtu;
 pub mod owner;
 pub mod parse;
@@ -41,6 +42,7 @@ pub mod shard;
 pub mod snapshot;
 pub mod table;
 pub mod trace;
+pub mod tracked;
 pub mod vlan;
 pub mod weights;
 

@@ -10,14 +10,17 @@ use super::conn::{Conn, flag};
 use super::counters::DropReason;
 use super::flow::{Address, FlowKey, endpoint_hash, protocol};
 use super::forward::nat::{self, Endpoint};
+use super::forward::{Way, backend_port, to_backend};
 use super::forward::{decrement_ttl, tunnel, write_address, write_macs, write_u16};
 use super::frame::Frame;
 use super::fullnat::local_end;
 use super::icmp::{self, IcmpError};
+use super::meet::is_request;
 use super::owner::headers;
 use super::parse::{ETHERNET, Packet, Parsed, read_u16};
-use super::shard::{Shard, Tracked, Way, backend_port, is_request, to_backend};
+use super::shard::Shard;
 use super::snapshot::{Backend, BackendState, Snapshot};
+use super::tracked::Tracked;
 use super::{Now, Pass, Verdict};
 
 /// The start of a packet that an error quotes: at least its IP header and 8 bytes.

@@ -6,15 +6,18 @@ use super::answers::rewrite_for_client;
 use super::conn::{Conn, State, flag};
 use super::counters::BackendCounters;
 use super::flow::{Address, FlowKey};
+use super::forward::{Way, rewrite};
 use super::forward::{direct, write_macs};
 use super::frame::Frame;
 use super::fullnat::{is_local_reply, local_end};
 use super::look::{Kind, Look, Meets};
+use super::meet::is_reply;
 use super::parse::{ETHERNET, Packet, tcp};
 use super::route::Link;
-use super::shard::{Shard, Tracked, Way, is_reply, rewrite};
+use super::shard::Shard;
 use super::snapshot::{Backend, BackendState, ForwardMethod, Snapshot};
 use super::table::ConnTable;
+use super::tracked::Tracked;
 use super::{Now, Verdict};
 
 /// The ports that packets of a burst leave by, as far as they are transmitted.

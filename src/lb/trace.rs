@@ -17,8 +17,9 @@ use super::guard::Guard;
 use super::owner::Side;
 use super::persistence::{self, Template};
 use super::schedule::{Memory, Request};
-use super::shard::{Shard, ShardSize, Tracked};
+use super::shard::{Shard, ShardSize};
 use super::snapshot::{BackendId, Service, ServiceId, Snapshot};
+use super::tracked::Tracked;
 use super::{Arrival, MAX_BURST, Now, Outbox, Pass, Verdict};
 
 /// The flow of a TCP or UDP packet.

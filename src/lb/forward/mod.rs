@@ -6,10 +6,94 @@ pub mod direct;
 pub mod nat;
 pub mod tunnel;
 
+use super::Verdict;
 use super::checksum::Change;
 use super::counters::DropReason;
 use super::flow::Address;
+use super::frame::Frame;
+use super::parse::Packet;
 use super::route::Link;
+use super::snapshot::{Backend, ForwardMethod};
+
+/// The port at which a NAT backend serves what clients send to `port`.
+#[inline(always)]
+pub(in crate::lb) fn backend_port(backend: &Backend, port: u16) -> u16 {
+    if backend.port == 0 {
+        port
+    } else {
+        backend.port
+    }
+}
+
+/// How a client's packet reaches its backend.
+#[derive(Clone, Copy)]
+pub(in crate::lb) struct Way<'s, A> {
+    pub backend: &'s Backend,
+    /// Of the client's endpoint; tunnels spread their flows by it.
+    pub hash: u64,
+    /// FullNAT: what becomes of the source.
+    pub local: Option<nat::Endpoint<A>>,
+}
+
+/// Rewrites a packet for its backend and says where it leaves.
+#[inline(always)]
+pub(in crate::lb) fn to_backend<A: Address, F: Frame>(
+    frame: &mut F,
+    packet: &Packet<A>,
+    way: &Way<A>,
+) -> Verdict {
+    let backend = way.backend;
+    let Some(link) = &backend.link else {
+        return Verdict::Drop(DropReason::NoNeighbour);
+    };
+    if packet.length > backend.mtu {
+        return Verdict::Drop(DropReason::TooBig);
+    }
+    match rewrite(frame, packet, way, link) {
+        Ok(()) => Verdict::Transmit(link.port),
+        Err(reason) => Verdict::Drop(reason),
+    }
+}
+
+/// Rewrites a packet that fits for its backend.
+#[inline(always)]
+pub(in crate::lb) fn rewrite<A: Address, F: Frame>(
+    frame: &mut F,
+    packet: &Packet<A>,
+    way: &Way<A>,
+    link: &Link,
+) -> Result<(), DropReason> {
+    let backend = way.backend;
+    match backend.method {
+        ForwardMethod::DirectRouting => direct::forward(frame.bytes_mut(), packet, link),
+        ForwardMethod::Tunnel => tunnel::forward(frame, packet, link, backend, way.hash),
+        ForwardMethod::Nat | ForwardMethod::FullNat => to_nat(frame.bytes_mut(), packet, way, link),
+    }
+}
+
+#[inline(always)]
+fn to_nat<A: Address>(
+    frame: &mut [u8],
+    packet: &Packet<A>,
+    way: &Way<A>,
+    link: &Link,
+) -> Result<(), DropReason> {
+    let backend = way.backend;
+    let Some(address) = A::from_ip(backend.address) else {
+        return Err(DropReason::MalformedIp);
+    };
+    let port = backend_port(backend, packet.key.destination_port);
+    let destination = nat::Endpoint { address, port };
+    match (backend.method, way.local) {
+        (ForwardMethod::FullNat, Some(local)) => {
+            nat::rewrite_both(frame, packet, local, destination)?;
+        }
+        (ForwardMethod::FullNat, None) => return Err(DropReason::PoolExhausted),
+        _ => nat::rewrite_destination(frame, packet, destination)?,
+    }
+    write_macs(frame, link);
+    Ok(())
+}
 
 /// Puts the next hop's and our own MAC address in front.
 #[inline(always)]

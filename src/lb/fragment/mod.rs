@@ -12,12 +12,14 @@ mod recipe;
 
 use super::counters::DropReason;
 use super::flow::{FlowKey, protocol};
+use super::forward::{Way, to_backend};
 use super::frame::Frame;
 use super::icmp::{self, IcmpError};
 use super::parse::{Packet, Parsed, Transport, read_u16, transport};
 use super::persistence::ASK;
-use super::shard::{Shard, Tracked, Way, to_backend};
+use super::shard::Shard;
 use super::snapshot::Snapshot;
+use super::tracked::Tracked;
 use super::{Arrival, Now, Outbox, Pass, Verdict, mtu};
 use keep::{Datagram, Known};
 use recipe::{Action, Recipe};

@@ -1,0 +1,185 @@
+//! What changes where entries lie: inserting, removing, and growing and shrinking by a row.
+
+use super::{Bucket, ConnTable, Full, Inserted, Slot, WAYS};
+use crate::arch::match_tags;
+use crate::lb::conn::{Conn, State, flag};
+use crate::lb::flow::Address;
+
+impl<A: Address> ConnTable<A> {
+    /// Adds an entry under the hash of its client's endpoint; the caller has made sure that there
+    /// is none with its key. When both its buckets are full and nothing can move, the embryonic
+    /// entry among them that was seen longest ago makes room; established flows never do. Entries
+    /// that had to move are handed to `moved`, with where they are now.
+    pub fn insert(
+        &mut self,
+        hash: u64,
+        conn: Conn<A>,
+        mut moved: impl FnMut(&Conn<A>, Slot),
+    ) -> Result<Inserted<A>, Full> {
+        /// Rows to split, at most, for one connection: nearly always the first is enough.
+        const SPLITS: usize = 4;
+        debug_assert_eq!(hash, self.hash(&conn), "found again only under this hash");
+        if self.length * 2 >= self.buckets() * WAYS {
+            self.grow(&mut moved);
+        }
+        let mut evicted = None;
+        let mut slot = self.room(hash, &mut moved);
+        for _ in 0..SPLITS {
+            if slot.is_some() || !self.grow(&mut moved) {
+                break;
+            }
+            slot = self.room(hash, &mut moved);
+        }
+        if slot.is_none() {
+            slot = self.oldest_embryonic(hash, &conn);
+            evicted = slot.map(|slot| self.remove(slot));
+        }
+        let slot = slot.ok_or(Full)?;
+        self.put(slot, Self::tag(hash), conn);
+        Ok(Inserted { slot, evicted })
+    }
+
+    /// A free slot for a key with this hash, made if need be.
+    #[inline(always)]
+    fn room(&mut self, hash: u64, moved: &mut impl FnMut(&Conn<A>, Slot)) -> Option<Slot> {
+        let first = self.first(hash);
+        if let Some(slot) = self.free_slot(first) {
+            return Some(slot);
+        }
+        let second = self.second(hash);
+        self.free_slot(second)
+            .or_else(|| self.make_room(first, moved))
+            .or_else(|| self.make_room(second, moved))
+    }
+
+    /// Splits a row in two; false where all the memory is in use.
+    #[inline(never)]
+    fn grow(&mut self, moved: &mut impl FnMut(&Conn<A>, Slot)) -> bool {
+        if self.buckets() == self.buckets.len() {
+            return false;
+        }
+        let (old, new) = (self.rows - (1 << self.rows.ilog2()), self.rows);
+        for lane in 0..self.lanes {
+            let (from, to) = (old * self.lanes + lane, new * self.lanes + lane);
+            for way in 0..WAYS {
+                let slot = Slot((from * WAYS + way) as u32);
+                let tag = self.buckets[from].tags.0[way];
+                if tag == 0 {
+                    continue;
+                }
+                let hash = self.hash(self.get(slot));
+                let (first, second) = Self::bits(hash);
+                let bits = if self.first(hash) == from {
+                    first
+                } else {
+                    second
+                };
+                if bits & usize::MAX >> new.leading_zeros() == new {
+                    let conn = self.remove(slot);
+                    let slot = Slot((to * WAYS + way) as u32);
+                    self.put(slot, tag, conn);
+                    moved(&conn, slot);
+                }
+            }
+        }
+        self.set_rows(new + 1);
+        true
+    }
+
+    /// Puts the last row back into the one it was split off, if the table is nearly empty and
+    /// there is room. Entries that moved are handed to `moved`. To be called now and then.
+    pub fn shrink(&mut self, mut moved: impl FnMut(&Conn<A>, Slot)) {
+        if self.rows == 1 || self.length * 8 > self.buckets() * WAYS {
+            return;
+        }
+        let last = self.rows - 1;
+        let into = last - (1 << last.ilog2());
+        let used = |bucket: usize| WAYS - self.free_ways(bucket).count_ones() as usize;
+        let fits = |lane| used(last * self.lanes + lane) + used(into * self.lanes + lane) <= WAYS;
+        if !(0..self.lanes).all(fits) {
+            return;
+        }
+        for lane in 0..self.lanes {
+            let (from, to) = (last * self.lanes + lane, into * self.lanes + lane);
+            for way in 0..WAYS {
+                let tag = self.buckets[from].tags.0[way];
+                if tag != 0
+                    && let Some(slot) = self.free_slot(to)
+                {
+                    let conn = self.remove(Slot((from * WAYS + way) as u32));
+                    self.put(slot, tag, conn);
+                    moved(&conn, slot);
+                }
+            }
+        }
+        self.set_rows(last);
+        self.sweep %= self.buckets();
+    }
+
+    /// A bit for each free way of a bucket.
+    #[inline(always)]
+    pub(super) fn free_ways(&self, bucket: usize) -> u32 {
+        match_tags(&self.buckets[bucket].tags, 0)
+    }
+
+    #[inline(always)]
+    fn free_slot(&self, bucket: usize) -> Option<Slot> {
+        let free = self.free_ways(bucket);
+        (free != 0).then(|| Slot((bucket * WAYS) as u32 + free.trailing_zeros()))
+    }
+
+    #[inline(always)]
+    fn put(&mut self, slot: Slot, tag: u16, conn: Conn<A>) {
+        let bucket = &mut self.buckets[slot.bucket()];
+        bucket.tags.0[slot.way()] = tag;
+        bucket.conns[slot.way()] = conn;
+        self.length += 1;
+    }
+
+    /// Moves one entry of a full bucket to its other bucket.
+    #[cold]
+    #[inline(never)]
+    fn make_room(&mut self, bucket: usize, moved: &mut impl FnMut(&Conn<A>, Slot)) -> Option<Slot> {
+        for way in 0..WAYS {
+            let from = Slot((bucket * WAYS + way) as u32);
+            let hash = self.hash(self.get(from));
+            let (first, second) = (self.first(hash), self.second(hash));
+            let other = if first == bucket { second } else { first };
+            if let Some(to) = self.free_slot(other) {
+                let conn = self.remove(from);
+                self.put(to, Self::tag(hash), conn);
+                moved(&conn, to);
+                return Some(from);
+            }
+        }
+        None
+    }
+
+    /// The oldest embryonic entry of a key's buckets, as seen from when `new` is made. Of those that
+    /// are equally old any, but not always the same: what came last must not be the next to go.
+    fn oldest_embryonic(&self, hash: u64, new: &Conn<A>) -> Option<Slot> {
+        let eighths = |conn: &Conn<A>| {
+            let eighth = u32::from((conn.flags & flag::EIGHTH) / 32);
+            conn.last_seen.wrapping_mul(8).wrapping_add(eighth)
+        };
+        let buckets = [self.first(hash), self.second(hash)];
+        let first = (hash >> 48) as usize;
+        (0..2 * WAYS)
+            .map(|n| (first + n) % (2 * WAYS))
+            .map(|n| Slot((buckets[n / WAYS] * WAYS + n % WAYS) as u32))
+            .filter(|&slot| self.get(slot).has(flag::EMBRYONIC))
+            // One whose SYN came again may look younger than what is made now.
+            .max_by_key(|&slot| eighths(new).wrapping_sub(eighths(self.get(slot))) as i32)
+    }
+
+    /// Takes an entry out and returns it.
+    pub fn remove(&mut self, slot: Slot) -> Conn<A> {
+        let Bucket { tags, conns } = &mut self.buckets[slot.bucket()];
+        tags.0[slot.way()] = 0;
+        self.length -= 1;
+        let conn = conns[slot.way()];
+        conns[slot.way()].state = State::None;
+        conns[slot.way()].flags = 0;
+        conn
+    }
+}

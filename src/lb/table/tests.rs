@@ -1,0 +1,266 @@
+use super::*;
+use crate::lb::fixture;
+use crate::lb::flow::{Seed, endpoint_hash};
+use proptest::prelude::*;
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+
+const SEED: Seed = Seed([
+    0x9e37_79b9_7f4a_7c15,
+    0xd1b5_4a32_d192_ed03,
+    0x8cb9_2ba7_2f3d_8dd7,
+]);
+
+fn conn(n: u32) -> Conn<Ipv4Addr> {
+    let mut conn = fixture::conn("10.0.0.1:1000", "192.0.2.80:80");
+    conn.client = Ipv4Addr::from_bits(0x0a00_0000 + n);
+    conn
+}
+
+fn hash(conn: &Conn<Ipv4Addr>) -> u64 {
+    endpoint_hash(&SEED, conn.protocol, conn.client, conn.client_port)
+}
+
+fn table(connections: usize) -> ConnTable<Ipv4Addr> {
+    ConnTable::new(connections, SEED).expect("memory")
+}
+
+fn insert(table: &mut ConnTable<Ipv4Addr>, conn: Conn<Ipv4Addr>) -> Result<(), Full> {
+    table.insert(hash(&conn), conn, |_, _| {}).map(|_| ())
+}
+
+/// Every entry is where a look-up goes, and what moved was said to be where it is.
+#[test]
+fn growing_and_shrinking_lose_nothing_and_tell_every_move() {
+    for connections in [1, 40, 100, 1000, 12_345] {
+        let mut table = table(connections);
+        let mut places: HashMap<Ipv4Addr, Slot> = HashMap::new();
+        let count = connections as u32;
+        let mut most = 0;
+        for n in 0..count {
+            let conn = conn(n);
+            let mut moves = Vec::new();
+            let done = table.insert(hash(&conn), conn, |c, slot| moves.push((c.client, slot)));
+            places.extend(moves);
+            places.insert(conn.client, done.expect("room up to 95 %").slot);
+            most = most.max(table.buckets());
+            assert!(
+                table.buckets() * WAYS
+                    <= (table.len() * 2).max(table.lanes * WAYS) + table.lanes * WAYS
+            );
+        }
+        assert_eq!(places.len(), table.len());
+        for n in 0..count {
+            let wanted = conn(n);
+            let slot = table.find(hash(&wanted), |c| c.client == wanted.client);
+            assert_eq!(
+                slot,
+                places.get(&wanted.client).copied(),
+                "{connections}: {n}"
+            );
+            let reachable = [table.first(hash(&wanted)), table.second(hash(&wanted))];
+            assert!(slot.is_some_and(|s| reachable.contains(&s.bucket())));
+        }
+        for n in 0..count {
+            let slot = places[&conn(n).client];
+            assert_eq!(table.remove(slot).client, conn(n).client);
+            table.shrink(|c, slot| {
+                places.insert(c.client, slot);
+            });
+        }
+        while table.buckets() > table.lanes {
+            let before = table.buckets();
+            table.shrink(|_, _| panic!("an empty table has nothing to move"));
+            assert!(table.buckets() < before);
+        }
+    }
+}
+
+#[test]
+fn few_connections_lie_close_together() {
+    let mut table = table(1_000_000);
+    for n in 0..1000 {
+        insert(&mut table, conn(n)).expect("room");
+    }
+    let bytes = table.buckets() * size_of::<Bucket<Ipv4Addr>>();
+    assert!(bytes <= 100_000, "{bytes}");
+}
+
+#[test]
+fn reaches_its_promised_load_and_finds_everything() {
+    let mut table = table(100_000);
+    for n in 0..100_000 {
+        let conn = conn(n);
+        insert(&mut table, conn).expect("room up to 95 %");
+    }
+    let more = 100_000..(table.capacity() as f64 * 0.95) as u32;
+    for n in more.clone() {
+        insert(&mut table, conn(n)).expect("room up to 95 %");
+    }
+    assert!(table.len() as f64 / table.capacity() as f64 > 0.949);
+    for n in 0..more.end {
+        let wanted = conn(n);
+        let slot = table.find(hash(&wanted), |c| c.client == wanted.client);
+        assert_eq!(slot.map(|s| *table.get(s)), Some(wanted));
+    }
+}
+
+#[test]
+fn memory_per_ipv4_connection_at_ninety_percent_load_is_under_64_bytes() {
+    let v4 = table(1_000_000);
+    let per_connection = v4.memory() as f64 / (v4.capacity() as f64 * 0.9);
+    assert!(per_connection <= 64.0, "{per_connection:.1} bytes");
+    let table = ConnTable::<std::net::Ipv6Addr>::new(1_000_000, SEED).expect("memory");
+    let per_connection = table.memory() as f64 / (table.capacity() as f64 * 0.9);
+    assert!(per_connection <= 112.0, "{per_connection:.1} bytes");
+}
+/// A flood fills a table within a second: what came first in it must go first all the same, and never
+/// what has just come.
+#[test]
+fn within_a_second_the_oldest_makes_room_too() {
+    let mut table = ConnTable::<Ipv4Addr>::new(60, SEED).expect("memory");
+    let young = |n: u32, eighth: u8| {
+        let mut conn = conn(n);
+        (conn.last_seen, conn.flags) = (1000, flag::EMBRYONIC | (eighth * 32));
+        conn
+    };
+    let mut insert = |conn: Conn<Ipv4Addr>| {
+        let inserted = table.insert(hash(&conn), conn, |_, _| {});
+        inserted.expect("embryonic ones make room").evicted
+    };
+    let (mut next, mut ages) = (0, Vec::new());
+    while ages.len() < 64 {
+        let eighth = (next / 16).min(7) as u8;
+        ages.extend(insert(young(next, eighth)).map(|old| old.flags / 32));
+        next += 1;
+    }
+    // Two lanes fill unevenly, so only nearly in order.
+    let early = ages[..16].iter().filter(|&&age| age <= 1).count();
+    assert!(early >= 14, "{ages:?}");
+    // All are equally old from here on.
+    let just_came = (0..1000).filter(|_| {
+        next += 1;
+        let evicted = insert(young(next, 7));
+        evicted == Some(young(next - 1, 7))
+    });
+    let just_came = just_came.count();
+    assert!(just_came < 100, "{just_came} of 1000");
+    // A SYN that comes again late in a second is no reason to go.
+    let mut again = young(next + 1, 7);
+    again.last_seen = 1001;
+    insert(again);
+    for n in 2..30 {
+        let mut conn = young(next + n, 1);
+        conn.last_seen = 1001;
+        assert_ne!(insert(conn), Some(again));
+    }
+}
+
+#[test]
+fn a_full_table_evicts_embryonic_entries_alone_oldest_first() {
+    let mut table = table(1000);
+    let embryonic = |n: u32| n.is_multiple_of(2);
+    let mut next = 0;
+    // Among the first ones every second may be evicted, later none, until none gets in.
+    let mut refused = 0;
+    while refused < 2000 {
+        let mut conn = conn(next);
+        conn.last_seen = 1000 + next;
+        conn.flags = if table.len() < 400 && embryonic(next) {
+            flag::EMBRYONIC
+        } else {
+            0
+        };
+        let reachable = |table: &ConnTable<Ipv4Addr>, conn: &Conn<Ipv4Addr>| {
+            let (first, second) = (table.first(hash(conn)), table.second(hash(conn)));
+            let mut all: Vec<_> = table.entries(first..first + 1).map(|(_, c)| *c).collect();
+            all.extend(table.entries(second..second + 1).map(|(_, c)| *c));
+            all.into_iter()
+                .filter(|c| c.has(flag::EMBRYONIC))
+                .min_by_key(|c| c.last_seen)
+        };
+        match table.insert(hash(&conn), conn, |_, _| {}) {
+            Ok(Inserted {
+                slot,
+                evicted: None,
+            }) => assert_eq!(*table.get(slot), conn),
+            Ok(Inserted {
+                slot,
+                evicted: Some(evicted),
+            }) => {
+                assert!(evicted.has(flag::EMBRYONIC));
+                assert_eq!(*table.get(slot), conn);
+                assert!(table.is_nearly_full());
+                let left = reachable(&table, &conn);
+                assert!(left.is_none_or(|c| c.last_seen > evicted.last_seen));
+            }
+            Err(Full) => {
+                assert_eq!(reachable(&table, &conn), None);
+                refused += 1;
+            }
+        }
+        next += 1;
+    }
+    assert!(
+        table.len() * 100 >= table.capacity() * 95,
+        "{}",
+        table.len()
+    );
+}
+
+#[test]
+fn a_sweep_removes_what_expired_and_nothing_else() {
+    let mut table = table(1000);
+    for n in 0..1000 {
+        let mut conn = conn(n);
+        (conn.last_seen, conn.timeout) = (100, if n % 4 == 0 { 5 } else { 50 });
+        insert(&mut table, conn).expect("room");
+    }
+    let mut gone = 0;
+    table.sweep(110, u32::MAX, table.buckets(), |conn| {
+        assert_eq!(conn.timeout, 5);
+        gone += 1;
+    });
+    assert_eq!((gone, table.len()), (250, 750));
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Insert(u32),
+    Remove(u32),
+    Find(u32),
+}
+
+proptest! {
+    #[test]
+    fn behaves_as_a_map(steps in prop::collection::vec(
+        (0..3u8, 0..200u32).prop_map(|(kind, n)| match kind {
+            0 => Step::Insert(n),
+            1 => Step::Remove(n),
+            _ => Step::Find(n),
+        }), 1..600))
+    {
+        let mut table = table(150);
+        let mut model: HashMap<u32, Conn<Ipv4Addr>> = HashMap::new();
+        for step in steps {
+            let (Step::Insert(n) | Step::Remove(n) | Step::Find(n)) = step;
+            let wanted = conn(n);
+            let found = table.find(hash(&wanted), |c| c.client == wanted.client);
+            prop_assert_eq!(found.map(|s| *table.get(s)), model.get(&n).copied());
+            match (step, found) {
+                (Step::Insert(n), None) if insert(&mut table, wanted).is_ok() => {
+                    model.insert(n, wanted);
+                }
+                (Step::Remove(n), Some(slot)) => {
+                    table.remove(slot);
+                    model.remove(&n);
+                }
+                _ => {}
+            }
+            prop_assert_eq!(table.len(), model.len());
+            let all = table.entries(0..table.buckets()).count();
+            prop_assert_eq!(all, model.len());
+            table.shrink(|_, _| {});
+        }
+    }
+}
