@@ -17,8 +17,8 @@ use crate::lb::shard::{Shard, ShardSize};
 use crate::lb::snapshot::Snapshot;
 use crate::port::ring::{self, Consumer, Producer, RingError, SharedProducer};
 use crate::port::{
-    Eal, EalError, EalOptions, Huge, LaunchError, Mempool, MempoolError, Port, PortError, PortInfo,
-    RxQueue, Stopped, TxBuffer, TxQueue, pool_bytes,
+    Batch, Eal, EalError, EalOptions, Huge, LaunchError, Mempool, MempoolError, Port, PortError,
+    PortInfo, RxQueue, Stopped, TxBuffer, TxQueue, pool_bytes,
 };
 use crate::worker::{Clock, Idle, Rings, Worker, WorkerPort};
 
@@ -29,7 +29,7 @@ use super::rss::{self, Plan, Rss};
 use super::workers::{COMMANDS, CommandTotals, WorkerLink};
 
 /// Packets a worker receives at once, and sends at once.
-const BURST: usize = 32;
+const BURST: usize = Batch::CAPACITY;
 /// Packets that may wait for management, and from it, per worker.
 pub const PASSED: u32 = 1024;
 /// Packets that may wait for their owner.

@@ -50,12 +50,12 @@ impl RxQueue {
         Self {
             device,
             queue,
-            burst: 32,
+            burst: Batch::CAPACITY as u16,
             _not_sync: PhantomData,
         }
     }
 
-    /// Sets how many packets [`RxQueue::receive`] takes at most, 1 to 64; 32 at first.
+    /// Sets how many packets [`RxQueue::receive`] takes at most, 1 to 64; 64 at first.
     pub fn set_burst(&mut self, burst: u16) {
         self.burst = burst.clamp(1, Batch::CAPACITY as u16);
     }
