@@ -57,13 +57,21 @@ class HugePages:
         free, size = self.free()
         missing = -(-mib // size) - free
         if missing > 0:
-            self.KNOB.write_text(str(int(self.KNOB.read_text()) + missing))
-            self.taken += missing
+            before = self.reserved()
+            self.set(before + missing)
+            # The kernel gives what there is, which may be less.
+            self.taken += self.reserved() - before
         free, size = self.free()
         if free * size < mib:
             die(f"{mib} MiB of huge pages are needed and {free * size} could be had: free memory")
 
+    def reserved(self):
+        return int(self.KNOB.read_text())
+
+    def set(self, count):
+        self.KNOB.write_text(str(count))
+
     def give_back(self):
         if self.taken:
-            self.KNOB.write_text(str(max(0, int(self.KNOB.read_text()) - self.taken)))
+            self.set(max(0, self.reserved() - self.taken))
             self.taken = 0

@@ -9,6 +9,7 @@ import subprocess
 import time
 
 from .common import CORE_MAIN, CORE_WORKER, EVENKEEL, HEADROOM, SPARE_BUFFERS, buffer_size, die
+from .leftovers import PREFIX, start
 
 
 class Program:
@@ -89,7 +90,7 @@ class Evenkeel(Program):
         self.log = open(f"{directory}/evenkeel.log", "w")
         begun = time.monotonic()
         command = [str(EVENKEEL), "run", "--config", str(path)]
-        super().__init__(subprocess.Popen(command, stdout=self.log, stderr=self.log))
+        super().__init__(start(command, stdout=self.log, stderr=self.log))
         self.wait_for(lambda: self.status() is not None, 120, "did not start")
         self.started_in = time.monotonic() - begun
         if surroundings:
@@ -162,7 +163,7 @@ class Testpmd(Program):
     def __init__(self, device, directory, frames, flows, mode, burst):
         command = [
             "stdbuf", "-oL", "dpdk-testpmd", "--lcores", f"0@{CORE_MAIN},1@{CORE_WORKER}",
-            "--no-pci", "--file-prefix", f"ekbench{os.getpid()}{mode}{burst}", "--vdev", device, "--",
+            "--no-pci", "--file-prefix", f"{PREFIX}{os.getpid()}{mode}{burst}", "--vdev", device, "--",
             "-i", f"--forward-mode={mode}", "--nb-cores=1", f"--burst={burst}",
             f"--total-num-mbufs={frames + SPARE_BUFFERS}",
             f"--mbuf-size={buffer_size(flows) + HEADROOM}",
@@ -170,7 +171,7 @@ class Testpmd(Program):
         ]  # fmt: skip
         self.mode, self.burst = mode, burst
         self.log = open(f"{directory}/testpmd.log", "w")
-        process = subprocess.Popen(
+        process = start(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
             bufsize=1,
         )  # fmt: skip

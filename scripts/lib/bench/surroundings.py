@@ -15,6 +15,7 @@ import time
 import urllib.request
 
 from .common import BACKENDS, die
+from .leftovers import NAMESPACES, start
 
 VIP = "198.51.100.80"
 AGENT_PORT = 9000
@@ -58,7 +59,7 @@ class Surroundings:
     def __init__(self):
         Surroundings.count += 1
         self.number = Surroundings.count
-        stem = f"ekb{os.getpid() % 100_000}n{self.number}"
+        stem = f"{NAMESPACES}{os.getpid() % 100_000}n{self.number}"
         self.namespace, self.tap, self.near, self.far = stem, f"{stem}t", f"{stem}a", f"{stem}b"
         # Several may be there at once, each with networks of its own.
         self.subnet, self.link = (f"10.{net}.{self.number % 250}" for net in (77, 78))
@@ -115,7 +116,7 @@ feedback = {{ agent_port = {AGENT_PORT} }}
         for device in ("lo", self.tap, far):
             run(*inside, "link", "set", device, "up")
         run("ip", "route", "add", f"{self.subnet}.0/24", "via", f"{self.link}.2", "dev", near)
-        self.server = subprocess.Popen(
+        self.server = start(
             ["ip", "netns", "exec", space, sys.executable, "-c", SERVER], stdout=subprocess.PIPE
         )
         if self.server.stdout.readline() != b"ready\n":
