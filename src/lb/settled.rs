@@ -15,7 +15,7 @@ use super::meet::is_reply;
 use super::parse::{ETHERNET, Packet, tcp};
 use super::route::Link;
 use super::shard::Shard;
-use super::snapshot::{Backend, BackendState, ForwardMethod, Snapshot};
+use super::snapshot::{Backend, BackendId, BackendState, ForwardMethod, Snapshot};
 use super::table::ConnTable;
 use super::tracked::Tracked;
 use super::{Now, Verdict};
@@ -108,14 +108,16 @@ impl Shard {
     ) -> Stop {
         let mut run = self.run::<A>(snapshot, now);
         rest.run(A::REQUEST, exits, |frame, look| {
-            let (_, backend, link) = run.request(frame.bytes(), look).ok_or(Stop::Unsettled)?;
+            let head = head::<A>(frame.bytes_mut()).ok_or(Stop::Unsettled)?;
+            let (conn, backend, link) = run.request(head, look).ok_or(Stop::Unsettled)?;
+            let id = conn.backend;
             if backend.method != ForwardMethod::DirectRouting {
                 return Err(Stop::Method);
             }
             // A packet that lives too short is refused before anything is written.
-            direct::forward_plain::<A>(frame.bytes_mut(), link).map_err(|_| Stop::Unsettled)?;
+            direct::forward_plain::<A>(head, link).map_err(|_| Stop::Unsettled)?;
             frame.truncate(ETHERNET + usize::from(look.length));
-            run.count_in(backend, look);
+            run.count_in(id, look);
             Ok(link.port)
         })
     }
@@ -131,7 +133,9 @@ impl Shard {
     ) -> Stop {
         let mut run = self.run::<A>(snapshot, now);
         rest.run(A::REQUEST, exits, |frame, look| {
-            let (conn, backend, link) = run.request(frame.bytes(), look).ok_or(Stop::Unsettled)?;
+            let head = head::<A>(frame.bytes_mut()).ok_or(Stop::Unsettled)?;
+            let (conn, backend, link) = run.request(head, look).ok_or(Stop::Unsettled)?;
+            let id = conn.backend;
             if backend.method == ForwardMethod::DirectRouting {
                 return Err(Stop::Method);
             }
@@ -144,7 +148,7 @@ impl Shard {
             let packet = Packet::<A>::plain(frame.bytes(), look.length).ok_or(Stop::Unsettled)?;
             // A packet that lives too short is refused before anything is written.
             rewrite(frame, &packet, &way, link).map_err(|_| Stop::Unsettled)?;
-            run.count_in(backend, look);
+            run.count_in(id, look);
             Ok(link.port)
         })
     }
@@ -187,18 +191,23 @@ impl<F: Frame> Rest<'_, F> {
         exits: &mut Exits,
         mut step: impl FnMut(&mut F, &Look) -> Result<u8, Stop>,
     ) -> Stop {
-        let mut seen = *exits;
-        let mut stop = Stop::Unsettled;
-        let mut at = self.at;
+        let (mut at, mut stop) = (self.at, Stop::Unsettled);
+        // Mostly all leave by one port, and their verdicts are written at once.
+        let mut leaving = Leaving {
+            begin: at,
+            port: Leaving::NOWHERE,
+        };
         let frames = self.frames[at..].iter_mut().zip(&self.looks[at..]);
-        for ((frame, look), verdict) in frames.zip(&mut self.verdicts[at..]) {
+        for (frame, look) in frames {
             if look.kind != kind {
                 break;
             }
             match step(frame, look) {
                 Ok(port) => {
-                    *verdict = Verdict::Transmit(port);
-                    seen.add(port);
+                    if u16::from(port) != leaving.port {
+                        leaving.end(at, self.verdicts, exits);
+                        leaving.port = port.into();
+                    }
                     at += 1;
                 }
                 Err(reason) => {
@@ -207,9 +216,30 @@ impl<F: Frame> Rest<'_, F> {
                 }
             }
         }
-        *exits = seen;
+        leaving.end(at, self.verdicts, exits);
         self.at = at;
         stop
+    }
+}
+
+/// Packets that leave by one port, from one on.
+struct Leaving {
+    begin: usize,
+    port: u16,
+}
+
+impl Leaving {
+    const NOWHERE: u16 = u16::MAX;
+
+    /// Writes the verdicts of those before `end`.
+    #[inline(never)]
+    fn end(&mut self, end: usize, verdicts: &mut [Verdict], exits: &mut Exits) {
+        if self.port != Self::NOWHERE {
+            let port = self.port as u8;
+            verdicts[self.begin..end].fill(Verdict::Transmit(port));
+            exits.add(port);
+        }
+        self.begin = end;
     }
 }
 
@@ -217,8 +247,7 @@ impl<'s, A: Address> Run<'s, A> {
     /// The connection of a client's packet, and where it goes, where both are settled and the
     /// packet fits. The time stamp is set.
     #[inline(always)]
-    fn request(&mut self, frame: &[u8], look: &Look) -> Option<(&Conn<A>, &'s Backend, &'s Link)> {
-        let head = frame.get(..Packet::<A>::PLAIN_L4 + 4)?;
+    fn request(&mut self, head: &[u8], look: &Look) -> Option<(&Conn<A>, &'s Backend, &'s Link)> {
         let conn = self.table.try_get_mut(look.slot)?;
         if !is_from_client(head, conn)
             || conn.progress() != look.settling
@@ -242,8 +271,8 @@ impl<'s, A: Address> Run<'s, A> {
     }
 
     #[inline(always)]
-    fn count_in(&self, backend: &Backend, look: &Look) {
-        if let Some(counters) = self.backends.get(backend.id.0 as usize) {
+    fn count_in(&self, id: BackendId, look: &Look) {
+        if let Some(counters) = self.backends.get(id.0 as usize) {
             counters.in_packets.add(1);
             counters.in_bytes.add(u64::from(look.length));
         }
@@ -280,6 +309,12 @@ impl<'s, A: Address> Run<'s, A> {
         }
         Some(link.port)
     }
+}
+
+/// A plain packet's begin, up to its ports: the length is checked here alone.
+#[inline(always)]
+fn head<A: Address>(frame: &mut [u8]) -> Option<&mut [u8]> {
+    frame.get_mut(..Packet::<A>::PLAIN_L4 + 4)
 }
 
 /// Whether a plain packet comes from the connection's client and goes to its service; the protocol

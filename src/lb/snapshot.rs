@@ -250,10 +250,12 @@ pub struct PortView {
     pub queues: Option<Queues>,
 }
 
-/// Values in chunks behind `Arc`s, so that a successor copies only the chunks it changes.
+/// Values in chunks behind `Arc`s, so that a successor copies only the chunks it changes. All chunks
+/// are of one size, so that a worker finds a value with one look at their list; places of the last
+/// that nothing was put in hold the default.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Chunked<T> {
-    chunks: Vec<Arc<[T]>>,
+    chunks: Vec<Arc<[T; CHUNK]>>,
     length: usize,
 }
 
@@ -268,12 +270,12 @@ impl<T> Default for Chunked<T> {
     }
 }
 
-impl<T: Clone> Chunked<T> {
+impl<T: Clone + Default> Chunked<T> {
+    /// The value of this index; behind the last it may be the default.
     #[inline(always)]
     pub fn get(&self, index: u32) -> Option<&T> {
-        self.chunks
-            .get(index as usize / CHUNK)?
-            .get(index as usize % CHUNK)
+        let chunk = self.chunks.get(index as usize / CHUNK)?;
+        Some(&chunk[index as usize % CHUNK])
     }
 
     pub fn len(&self) -> usize {
@@ -285,12 +287,17 @@ impl<T: Clone> Chunked<T> {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &T> {
-        self.chunks.iter().flat_map(|chunk| chunk.iter())
+        let all = self.chunks.iter().flat_map(|chunk| chunk.iter());
+        all.take(self.length)
     }
 
     /// Access for change: copies the chunk where a predecessor still shares it.
     pub fn get_mut(&mut self, index: u32) -> Option<&mut T> {
-        Arc::make_mut(self.chunks.get_mut(index as usize / CHUNK)?).get_mut(index as usize % CHUNK)
+        if index as usize >= self.length {
+            return None;
+        }
+        let chunk = Arc::make_mut(self.chunks.get_mut(index as usize / CHUNK)?);
+        Some(&mut chunk[index as usize % CHUNK])
     }
 
     /// Puts a value in its place, if it has one. Equal ones leave the chunk shared.
@@ -306,20 +313,11 @@ impl<T: Clone> Chunked<T> {
     }
 
     /// Makes places of all indexes below `length`, with the default in those that are new.
-    pub fn grow(&mut self, length: usize)
-    where
-        T: Default,
-    {
-        while self.length < length {
-            let begin = self.length - self.length % CHUNK;
-            let mut chunk = match self.chunks.get(begin / CHUNK) {
-                Some(partial) => partial.to_vec(),
-                None => Vec::new(),
-            };
-            chunk.resize((length - begin).min(CHUNK), T::default());
-            self.chunks.truncate(begin / CHUNK);
-            self.length = begin + chunk.len();
-            self.chunks.push(chunk.into());
+    pub fn grow(&mut self, length: usize) {
+        self.length = self.length.max(length);
+        while self.chunks.len() * CHUNK < self.length {
+            let empty = std::array::from_fn(|_| T::default());
+            self.chunks.push(Arc::new(empty));
         }
     }
 
@@ -332,18 +330,18 @@ impl<T: Clone> Chunked<T> {
     }
 }
 
-impl<T: Clone> FromIterator<T> for Chunked<T> {
+impl<T: Clone + Default> FromIterator<T> for Chunked<T> {
     fn from_iter<I: IntoIterator<Item = T>>(values: I) -> Self {
-        let mut values = values.into_iter();
+        let mut values = values.into_iter().peekable();
         let mut chunked = Self::default();
-        loop {
-            let chunk: Arc<[T]> = values.by_ref().take(CHUNK).collect();
-            if chunk.is_empty() {
-                return chunked;
-            }
-            chunked.length += chunk.len();
-            chunked.chunks.push(chunk);
+        while values.peek().is_some() {
+            chunked.chunks.push(Arc::new(std::array::from_fn(|_| {
+                let value = values.next();
+                chunked.length += usize::from(value.is_some());
+                value.unwrap_or_default()
+            })));
         }
+        chunked
     }
 }
 
@@ -416,7 +414,8 @@ mod tests {
         *second.get_mut(70).expect("there") = 7;
         assert_eq!(first.shared(&second), (15, 16));
         assert_eq!((first.get(70), second.get(70)), (Some(&70), Some(&7)));
-        assert_eq!((second.len(), second.get(1000)), (1000, None));
+        assert_eq!((second.len(), second.get(1024)), (1000, None));
+        assert_eq!((second.iter().count(), second.get_mut(1000)), (1000, None));
     }
 
     #[test]
@@ -428,9 +427,9 @@ mod tests {
         second.set(69, 7);
         second.set(3, 0);
         second.set(70, 9);
-        assert_eq!((first.shared(&second), second.get(70)), ((2, 2), None));
+        assert_eq!((first.shared(&second), second.get_mut(70)), ((2, 2), None));
         second.grow(200);
-        assert_eq!(first.shared(&second), (1, 2));
+        assert_eq!(first.shared(&second), (2, 2));
         assert_eq!((second.len(), second.iter().count()), (200, 200));
         second.set(199, 8);
         let set: Vec<_> = second.iter().filter(|value| **value != 0).collect();
