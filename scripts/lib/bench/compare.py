@@ -102,11 +102,13 @@ class Bench:
             program.pause()
             return program
 
-        # One at a time: with millions of frames there is no memory for both.
+        # One at a time: with millions of frames there is no memory for both. The best of a few turns,
+        # for what the CPU was to it: one that somebody else had a share of says little.
         rates = {}
         for burst in (32, 64):
             program = begin(burst)
-            rates[burst] = program.turn(SECONDS).mpps
+            turns = [program.turn(SECONDS / 2) for _ in range(3)]
+            rates[burst] = max(turn.mpps / turn.share for turn in turns)
             if rates[burst] == max(rates.values()) and burst == 64:
                 return program
             program.end()

@@ -179,6 +179,13 @@ class Testpmd(Program):
         self.tell("start")
         self.transmitted()
 
+    def end(self):
+        # At a signal alone it would go on waiting for the next command.
+        self.resume()
+        self.tell("quit")
+        self.process.stdin.close()
+        super().end()
+
     def tell(self, text):
         try:
             self.process.stdin.write(text + "\n")
