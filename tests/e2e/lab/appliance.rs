@@ -152,7 +152,7 @@ fn connect(lab: &Lab, net: &Namespace, name: &str) {
 }
 
 /// Adds tables and keys; lists of tables are merged one by one.
-fn merge(whole: &mut Value, more: &Value) {
+pub fn merge(whole: &mut Value, more: &Value) {
     match (whole, more) {
         (Value::Object(whole), Value::Object(more)) => {
             for (key, value) in more {

@@ -128,6 +128,14 @@ impl Lab {
         &self.folder
     }
 
+    /// Where the backends send the answers of NAT: that is one appliance at a time.
+    pub fn answer_by(&self, gateway: &str) {
+        let route = format!("route replace default via {gateway} table {TABLE_BY_EVENKEEL}");
+        for backend in &self.backends {
+            backend.ip(&route);
+        }
+    }
+
     /// Keeps `program` running until the lab ends.
     pub fn keep(&mut self, program: Running) {
         self.programs.push(program);
