@@ -4,6 +4,8 @@
 //! The worker, its shard, its rings to management and its snapshots are evenkeel's own; this program
 //! takes management's place. It needs two CPUs to itself.
 
+mod respond;
+
 use std::collections::HashMap;
 use std::error::Error;
 use std::fmt::Write;
@@ -39,7 +41,8 @@ const BURST: usize = 32;
 /// Where the time stamp lies: the UDP payload of a frame without options.
 const STAMP: std::ops::Range<usize> = 42..50;
 
-const USAGE: &str = "usage: bench-probe latency SERVICES BACKENDS FLOWS SECONDS
+const USAGE: &str = "usage: bench-probe respond SOCKET
+       bench-probe latency SERVICES BACKENDS FLOWS SECONDS
        bench-probe publish SERVICES BACKENDS FLOWS SWAPS";
 
 type Failure = Box<dyn Error>;
@@ -53,6 +56,11 @@ fn main() {
 
 fn run() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [what, socket] = &arguments[..]
+        && what == "respond"
+    {
+        return respond::run(socket);
+    }
     let [what, services, backends, flows, amount] = &arguments[..] else {
         return Err(USAGE.into());
     };

@@ -1,17 +1,20 @@
-"""What is no rate beside a reference: start-up, memory, latency, publishing a snapshot.
+"""What is no rate beside a reference: start-up, memory, latency, publishing a snapshot, health checks.
 
 Each measure is a function of the bench that returns a list of results: what was measured, the value
 with its unit, and where something is asked, what and whether it is met.
 """
 
 import json
+import os
 import subprocess
 import time
 
 from .cases import Case
 from .common import PROBE, die, say
-from .programs import Evenkeel
+from .compare import CPU_SHARE, PATIENCE
 from .configuration import configuration
+from .farm import BACKENDS, INTERVAL, Farm
+from .programs import Evenkeel
 
 
 def value(measure, what, amount, unit, at_most=None):
@@ -105,4 +108,77 @@ def publish(bench):
     ]
 
 
-MEASURES = {"start-up": start_up, "memory": memory, "latency": latency, "publish": publish}
+def checks(bench):
+    """5,000 backends checked every 2 s while a worker forwards at full rate: whether checks are in
+    time, and what they cost it. They are switched on and off by reloads, so that the two rates of a
+    pair are of the same process, with the same memory."""
+    case = Case("checks", 10_000)
+    pcap = bench.file(case.kind, case.family, case.flows)
+    bench.need_memory(case, 1)
+    farm = Farm(bench.directory)
+    text = lambda: configuration(
+        case, f"net_pcap0,rx_pcap={pcap},infinite_rx=1", bench.directory, farm
+    )
+    evenkeel = Evenkeel(text(), bench.directory, farm)
+
+    def rate(checked):
+        """While backends are checked, or not; None if the worker had too little of its CPU."""
+        farm.checked = checked
+        evenkeel.reload(text())
+        farm.wait()
+        # What a reload stirs up is over.
+        time.sleep(1)
+        span = evenkeel.span(2)
+        if span.share < CPU_SHARE:
+            say(f"checks: a turn had only {span.share:.1%} of its CPU and does not count")
+        return span.mpps if span.share >= CPU_SHARE else None
+
+    try:
+        bench.warm_up(evenkeel, case)
+        evenkeel.resume()
+        results = in_time(evenkeel, farm)
+        losses, wasted = [], 0
+        while len(losses) < max(10, bench.pairs):
+            with_checks, without = rate(True), rate(False)
+            if None in (with_checks, without):
+                wasted += 1
+                if wasted > PATIENCE * bench.pairs:
+                    die("this machine gives too little of its CPU to measure; try again later")
+                continue
+            losses.append(100 * (1 - with_checks / without))
+            say(f"checks: {with_checks:6.2f} / {without:6.2f} Mpps, {losses[-1]:.2f} % less")
+        if drops := evenkeel.status()["drops"]:
+            die(f"the timed run dropped packets: {drops}")
+    finally:
+        evenkeel.end()
+    losses.sort()
+    what = f"what they take from the rate, {losses[0]:.2f} to {losses[-1]:.2f} % in {len(losses)} pairs"
+    return results + [value("checks", what, round(losses[len(losses) // 2], 2), "%", 3)]
+
+
+def in_time(evenkeel, farm, seconds=20):
+    """How late the checks are beside forwarding."""
+    farm.wait()
+    before, sent, begun = farm.counts(), evenkeel.transmitted(), time.monotonic()
+    time.sleep(seconds)
+    after, took = farm.counts(), time.monotonic() - begun
+    rate = (evenkeel.transmitted() - sent) / took / 1e6
+    more = lambda key: after[key] - before[key]
+    started, asked = more("started"), BACKENDS * took / INTERVAL
+    say(f"checks: {started} in {took:.1f} s at {rate:.1f} Mpps, {more('late')} late, {after}")
+    if started < 0.95 * asked:
+        die(f"only {started} checks were made in {took:.1f} s, of {asked:.0f} that were due")
+    late = more("late") + more("skipped")
+    return [
+        value("checks", f"made in {took:.0f} s beside {rate:.0f} Mpps", started, "checks"),
+        value("checks", "more than a tenth of the interval late, or left out", late, "checks", 0),
+    ]
+
+
+MEASURES = {
+    "start-up": start_up,
+    "memory": memory,
+    "latency": latency,
+    "publish": publish,
+    "checks": checks,
+}

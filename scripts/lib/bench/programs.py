@@ -37,16 +37,21 @@ class Program:
         self.process.send_signal(signal.SIGCONT)
         self.running = True
 
+    def span(self, seconds):
+        """What it does in so long a time."""
+        before, count, begun = self.threads(), self.transmitted(), time.monotonic()
+        time.sleep(seconds)
+        after, sent, ended = self.threads(), self.transmitted(), time.monotonic()
+        spent = {thread: after[thread] - before.get(thread, 0) for thread in after}
+        return Turn(sent - count, ended - begun, spent)
+
     def turn(self, seconds, warm_up=0.1):
         """One turn: the program runs for so long and is stopped again."""
         self.resume()
         time.sleep(warm_up)
-        before, count, begun = self.threads(), self.transmitted(), time.monotonic()
-        time.sleep(seconds)
-        after, sent, ended = self.threads(), self.transmitted(), time.monotonic()
+        turn = self.span(seconds)
         self.pause()
-        spent = {thread: after[thread] - before.get(thread, 0) for thread in after}
-        return Turn(sent - count, ended - begun, spent)
+        return turn
 
     def end(self):
         self.resume()
@@ -84,12 +89,12 @@ class Turn:
 class Evenkeel(Program):
     def __init__(self, configuration, directory, surroundings=None):
         self.surroundings = None
-        path = pathlib.Path(directory) / "bench.toml"
-        path.write_text(configuration)
+        self.file = pathlib.Path(directory) / "bench.toml"
+        self.file.write_text(configuration)
         self.socket = f"{directory}/evenkeel.sock"
         self.log = open(f"{directory}/evenkeel.log", "w")
         begun = time.monotonic()
-        command = [str(EVENKEEL), "run", "--config", str(path)]
+        command = [str(EVENKEEL), "run", "--config", str(self.file)]
         super().__init__(start(command, stdout=self.log, stderr=self.log))
         self.wait_for(lambda: self.status() is not None, 120, "did not start")
         self.started_in = time.monotonic() - begun
@@ -105,6 +110,13 @@ class Evenkeel(Program):
         super().end()
         if self.surroundings:
             self.surroundings.end()
+
+    def reload(self, configuration):
+        self.file.write_text(configuration)
+        command = [str(EVENKEEL), "reload", "--config", str(self.file), "--socket", self.socket]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            die(f"evenkeel does not take another configuration: {done.stderr.strip()}")
 
     def surrounded(self, what):
         """Calls the surroundings' method of this name, if there are any; evenkeel must run."""
