@@ -172,8 +172,8 @@ impl LocalPorts {
     /// Bytes of memory in all.
     pub fn memory(&self) -> usize {
         let sets = [&self.free, &self.held, &self.young, &self.over];
-        let words: usize = sets.iter().map(|set| set.words.len()).sum();
-        self.cells.len() * size_of::<u32>() + words * size_of::<u64>()
+        let sets: usize = sets.iter().map(|set| set.memory()).sum();
+        self.cells.len() * size_of::<u32>() + sets
     }
 
     /// Ports leased, and those there are.
@@ -278,7 +278,7 @@ impl LocalPorts {
         self.end_holds(pool, second, 1);
         let mut index = self.rested(pool, local, second);
         if index.is_none() {
-            self.end_holds(pool, second, self.held.each);
+            self.end_holds(pool, second, self.held.each());
             index = self.rested(pool, local, second);
         }
         let index = index?;
@@ -378,16 +378,17 @@ impl LocalPorts {
         lease
     }
 
-    /// Ends the holds that are over among those in the next `words` words.
+    /// Ends the holds that are over, in the next words of the set and until `words` of it are behind.
     fn end_holds(&mut self, pool: usize, second: u32, words: usize) {
-        let mut looks = 0;
-        for _ in 0..words {
-            if looks >= LAST_LOOKS {
+        let (each, mut looks, mut behind) = (self.held.each(), 0, 0);
+        while behind < words && looks < LAST_LOOKS {
+            let from = self.pools[pool].holds as usize;
+            let Some(word) = self.held.next_word(pool, from) else {
                 return;
-            }
-            let word = self.pools[pool].holds as usize;
-            self.pools[pool].holds = ((word + 1) % self.held.each) as u32;
-            let mut bits = self.held.words[pool * self.held.each + word];
+            };
+            behind += (word + each - from) % each + 1;
+            self.pools[pool].holds = ((word + 1) % each) as u32;
+            let mut bits = self.held.word(pool, word);
             looks += bits.count_ones();
             while bits != 0 {
                 let index = (word * 64) as u16 + bits.trailing_zeros() as u16;

@@ -22,32 +22,45 @@ impl<A: Address> ConnTable<A> {
         if self.length * 2 >= self.buckets() * WAYS {
             self.grow(&mut moved);
         }
-        let mut evicted = None;
-        let mut slot = self.room(hash, &mut moved);
+        let mut slot = self.free(hash);
+        if slot.is_none() && self.is_crowded() {
+            slot = self.oldest_embryonic(hash, &conn);
+        }
+        if slot.is_none() {
+            slot = self.room(hash, &mut moved);
+        }
         for _ in 0..SPLITS {
             if slot.is_some() || !self.grow(&mut moved) {
                 break;
             }
             slot = self.room(hash, &mut moved);
         }
-        if slot.is_none() {
-            slot = self.oldest_embryonic(hash, &conn);
-            evicted = slot.map(|slot| self.remove(slot));
-        }
+        let slot = slot.or_else(|| self.oldest_embryonic(hash, &conn));
         let slot = slot.ok_or(Full)?;
+        let is_taken = self.buckets[slot.bucket()].tags.0[slot.way()] != 0;
+        let evicted = is_taken.then(|| self.remove(slot));
         self.put(slot, Self::tag(hash), conn);
         Ok(Inserted { slot, evicted })
+    }
+
+    /// So full that hardly an entry can be moved aside. Trying costs a look at 64 other buckets, which a
+    /// flood that fills the table would pay for each of its packets.
+    fn is_crowded(&self) -> bool {
+        self.length * 32 >= self.capacity() * 31
+    }
+
+    /// A free slot for a key with this hash.
+    #[inline(always)]
+    fn free(&self, hash: u64) -> Option<Slot> {
+        let first = self.free_slot(self.first(hash));
+        first.or_else(|| self.free_slot(self.second(hash)))
     }
 
     /// A free slot for a key with this hash, made if need be.
     #[inline(always)]
     fn room(&mut self, hash: u64, moved: &mut impl FnMut(&Conn<A>, Slot)) -> Option<Slot> {
-        let first = self.first(hash);
-        if let Some(slot) = self.free_slot(first) {
-            return Some(slot);
-        }
-        let second = self.second(hash);
-        self.free_slot(second)
+        let (first, second) = (self.first(hash), self.second(hash));
+        self.free(hash)
             .or_else(|| self.make_room(first, moved))
             .or_else(|| self.make_room(second, moved))
     }
