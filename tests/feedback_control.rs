@@ -1,5 +1,8 @@
 //! The controller: bounds, staleness, orders of agents, slow start, and which weights it pushes.
 
+#[path = "feedback/start.rs"]
+mod start;
+
 use std::time::Duration;
 
 use evenkeel::lb::snapshot::{BackendId, ServiceId};
@@ -376,7 +379,7 @@ fn services_share_one_clock_and_count_for_themselves() {
     };
     let seconds = Duration::from_secs;
     feedback.configure(vec![spec(0, 0), spec(1, 2)], seconds(0));
-    assert_eq!(feedback.due(), Some(INTERVAL));
+    assert_eq!(feedback.due(), Some(seconds(0)));
     let mut changes: Vec<Change> = Vec::new();
     for second in 1..=120 {
         let now = seconds(second);

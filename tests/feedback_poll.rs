@@ -1,13 +1,15 @@
 //! Agents and exporters over real sockets: good ones, and all kinds of bad ones.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use evenkeel::lb::snapshot::BackendId;
-use evenkeel::mgmt::feedback::poll::{Heard, Pollers, Target};
+use evenkeel::mgmt::feedback::poll::{Heard, Pollers, Target, pause};
 use evenkeel::mgmt::feedback::{Sample, Source};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 
 /// How a server answers one connection.
 #[derive(Clone, Copy)]
@@ -171,4 +173,46 @@ async fn who_refuses_is_named_and_who_is_dropped_is_asked_no_more() {
     drop(pollers);
     // The channel ends when the last task is gone.
     while heard.recv().await.is_some() {}
+}
+
+/// Ordinary questions are 10 s apart here, quick ones 1 s.
+#[tokio::test]
+async fn who_is_new_is_asked_quickly_and_a_hurry_begins_at_once() {
+    let address = serve(Manner::Say("50%\n")).await;
+    let (mut pollers, mut heard) = Pollers::new();
+    let interval = Duration::from_secs(20);
+    pollers.set(&[Target {
+        id: BackendId(7),
+        source: Source::Agent,
+        address,
+        interval,
+    }]);
+    let answers = async |heard: &mut mpsc::Receiver<Heard>, count: usize| {
+        for _ in 0..count {
+            heard.recv().await.expect("a poller").answer.expect("good");
+        }
+    };
+    // Ordinary ones would take three halves of an interval.
+    let quick = tokio::time::timeout(interval, answers(&mut heard, 4)).await;
+    quick.expect("quick questions");
+    // The pause that goes on ends; the next is an ordinary one, until somebody is in a hurry.
+    pollers.hurry(&HashSet::new());
+    answers(&mut heard, 1).await;
+    let ordinary = tokio::time::timeout(interval / 8, answers(&mut heard, 1)).await;
+    assert!(ordinary.is_err(), "it is still asked quickly");
+    pollers.hurry(&HashSet::from([BackendId(7)]));
+    let quick = tokio::time::timeout(interval / 2, answers(&mut heard, 2)).await;
+    quick.expect("quick questions");
+}
+
+#[test]
+fn questions_are_spread_about_their_intervals() {
+    let interval = Duration::from_secs(10);
+    for (chance, part) in [(0.0, 0.45), (0.5, 0.5), (1.0, 0.55)] {
+        let is_part = |pause: Duration, of: Duration| {
+            pause.abs_diff(of.mul_f64(part)) < Duration::from_micros(1)
+        };
+        assert!(is_part(pause(interval, false, chance), interval));
+        assert!(is_part(pause(interval, true, chance), interval / 10));
+    }
 }

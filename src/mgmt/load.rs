@@ -127,6 +127,9 @@ impl Load {
             );
             stale |= desired.set_weight(change.backend, Some(change.weight));
         }
+        if let (Some((pollers, _)), Some(quick)) = (&self.pollers, self.feedback.quick()) {
+            pollers.hurry(&quick);
+        }
         stale
     }
 

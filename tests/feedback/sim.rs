@@ -7,24 +7,25 @@
 
 #[path = "../sched/bench.rs"]
 pub mod bench;
+mod control;
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::time::Duration;
 
 use bench::Bench;
+use control::Control;
 use evenkeel::lb::maglev::mix;
-use evenkeel::lb::snapshot::{BackendId, Scheduler};
-use evenkeel::mgmt::feedback::{Controller, Member, Policy, Sample, Source, Spec};
+use evenkeel::lb::snapshot::Scheduler;
+use evenkeel::mgmt::feedback::Policy;
 
 /// Four servers of capacity 1, three of 2, three of 4.
 const CAPACITIES: [f64; 10] = [1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 4.0, 4.0, 4.0];
 const RIGHT: [u32; 10] = [1, 1, 1, 1, 2, 2, 2, 4, 4, 4];
 /// Seconds between two control steps.
 pub const INTERVAL: f64 = 5.0;
-/// How long a run warms up before its p99 is taken, the same for all policies: the ten intervals in
-/// which weights that begin wrong have to settle.
-pub const WARM_UP: f64 = 10.0 * INTERVAL;
+/// For how long a p99 is taken. A start that is wrong for some seconds counts in full; a shorter
+/// time would mostly measure which run met the few requests that are hundreds of times the mean.
+pub const MEASURED: f64 = 600.0;
 
 /// The servers of a simulation.
 #[derive(Clone, Copy)]
@@ -79,13 +80,12 @@ struct Server {
     /// When the queue will be worked off, and when each request in it will be done.
     free_at: f64,
     ends: VecDeque<f64>,
-    /// Seconds of work given, in all and by the last step.
+    /// Seconds of work given, and requests.
     given: f64,
-    busy_before: f64,
-    arrivals: u32,
-    /// Sums over the interval, of what probes would see.
-    probes: f64,
-    probed: u32,
+    arrivals: u64,
+    /// When the exporter was read last, and the seconds of work then done; when it is read next.
+    read: Option<(f64, f64)>,
+    next_read: f64,
 }
 
 impl Server {
@@ -96,10 +96,9 @@ impl Server {
             free_at: 0.0,
             ends: VecDeque::new(),
             given: 0.0,
-            busy_before: 0.0,
             arrivals: 0,
-            probes: 0.0,
-            probed: 0,
+            read: None,
+            next_read: f64::INFINITY,
         }
     }
 
@@ -113,27 +112,16 @@ impl Server {
         self.free_at - now
     }
 
-    fn probe(&mut self, now: f64) {
-        self.probes += (self.free_at - now).max(0.0) + 0.2 * self.mean / self.capacity;
-        self.probed += 1;
+    /// What a health check would measure.
+    fn response(&self, now: f64) -> f64 {
+        (self.free_at - now).max(0.0) + 0.2 * self.mean / self.capacity
     }
 
-    /// What the sources would say of the interval that ends now.
-    fn sample(&mut self, now: f64, see: See) -> Sample {
+    /// What an exporter's counters say of the time since they were read last, if they were.
+    fn cpu(&mut self, now: f64) -> Option<f64> {
         let busy = self.given - (self.free_at - now).max(0.0);
-        let cpu = ((busy - self.busy_before) / INTERVAL).clamp(0.0, 1.0);
-        let response = self.probes / f64::from(self.probed.max(1));
-        let sample = Sample {
-            source: Source::Exporter,
-            rate: Some(f64::from(self.arrivals) / INTERVAL),
-            connections: Some(self.ends.len() as f64),
-            cpu: see.cpu.then_some(cpu),
-            response: see.response.then(|| Duration::from_secs_f64(response)),
-            ..Sample::default()
-        };
-        self.busy_before = busy;
-        (self.arrivals, self.probes, self.probed) = (0, 0.0, 0);
-        sample
+        let before = self.read.replace((now, busy));
+        before.map(|(at, then)| ((busy - then) / (now - at)).clamp(0.0, 1.0))
     }
 }
 
@@ -240,7 +228,7 @@ pub struct Change {
 
 /// What a run leaves.
 pub struct Run {
-    /// Response times in seconds, of requests that came after the warm-up.
+    /// Response times in seconds, of requests that came after the idle time and the warm-up.
     pub responses: Vec<f32>,
     /// The share that each server's weight is of all, after each step.
     pub shares: Vec<[f64; 10]>,
@@ -255,47 +243,62 @@ impl Run {
     }
 }
 
-/// Runs for `warm_up` and then `measured` seconds at `load` times the capacity of all.
+/// The phases of a run, in seconds.
+#[derive(Clone, Copy)]
+pub struct Times {
+    /// Nobody asks for anything.
+    pub idle: f64,
+    /// Requests are not measured.
+    pub warm_up: f64,
+    pub measured: f64,
+}
+
+/// Measures from the first request on.
+pub const fn from_cold(measured: f64) -> Times {
+    Times {
+        idle: 0.0,
+        warm_up: 0.0,
+        measured,
+    }
+}
+
+/// Runs at `load` times the capacity of all. Changes come so long after the idle time.
 pub fn run(
     setup: &Setup,
     site: &Site,
     load: f64,
     seed: u64,
-    (warm_up, measured): (f64, f64),
+    times: Times,
     changes: &[Change],
 ) -> Run {
     let mut dice = Dice::new(seed);
     let mut servers = site.capacities.map(|c| Server::new(c, site.full));
     let weights = setup.weights.of(site);
     let mut bench = Bench::new(setup.scheduler, &weights);
-    let mut controller = setup
+    let mut control = setup
         .feedback
-        .map(|(policy, _)| controller(policy, weights));
+        .map(|(policy, see)| Control::new(policy, see, &weights, seed, &mut servers));
     let rate = load * site.full * site.capacities.iter().sum::<f64>();
     let mut run = Run {
-        responses: Vec::with_capacity((rate * measured * 1.1) as usize),
+        responses: Vec::with_capacity((rate * times.measured * 1.1) as usize),
         shares: Vec::new(),
         pushes: 0,
     };
-    let (mut now, mut next_step, mut next_probe) = (0.0, INTERVAL, 0.5);
+    let (mut now, mut next_share) = (times.idle, times.idle + INTERVAL);
+    let measure_from = times.idle + times.warm_up;
     let mut changes = changes.iter().peekable();
-    while now < warm_up + measured {
+    while now < measure_from + times.measured {
         now += dice.exponential(rate);
         let size = dice.size();
-        while let Some(change) = changes.next_if(|c| c.at <= now) {
+        while let Some(change) = changes.next_if(|c| times.idle + c.at <= now) {
             change_speed(&mut servers[change.server], now, change.capacity);
         }
-        while next_probe <= now {
-            servers.iter_mut().for_each(|s| s.probe(next_probe));
-            next_probe += 0.5;
+        if let Some(control) = &mut control {
+            run.pushes += control.run(now, &mut servers, &mut bench);
         }
-        while next_step <= now {
-            if let (Some(controller), Some((_, see))) = (&mut controller, setup.feedback) {
-                run.pushes +=
-                    usize::from(step(controller, &mut servers, &mut bench, next_step, see));
-            }
+        while next_share <= now {
             run.shares.push(shares(&bench));
-            next_step += INTERVAL;
+            next_share += INTERVAL;
         }
         finish(&mut servers, &bench, now);
         let Some(n) = bench.pick() else {
@@ -303,44 +306,11 @@ pub fn run(
         };
         bench.counters.backends[n].active.add(1);
         let response = servers[n].take(now, size);
-        if now >= warm_up {
+        if now >= measure_from {
             run.responses.push(response as f32);
         }
     }
     run
-}
-
-fn controller(policy: Policy, weights: [u32; 10]) -> Controller {
-    let spec = Spec {
-        policy,
-        interval: Duration::from_secs_f64(INTERVAL),
-        slow_start: Duration::ZERO,
-    };
-    let member = |(n, &weight): (usize, &u32)| Member {
-        id: BackendId(n as u32),
-        weight,
-    };
-    let members: Vec<Member> = weights.iter().enumerate().map(member).collect();
-    Controller::new(spec, &members)
-}
-
-/// One control step; says whether it pushed.
-fn step(
-    controller: &mut Controller,
-    servers: &mut [Server; 10],
-    bench: &mut Bench,
-    now: f64,
-    see: See,
-) -> bool {
-    let time = Duration::from_secs_f64(now);
-    for (n, server) in servers.iter_mut().enumerate() {
-        controller.observe(BackendId(n as u32), server.sample(now, see), time);
-    }
-    let pushed = controller.step(time);
-    for (id, weight, _) in &pushed {
-        bench.lab.backend(id.0).weight = *weight;
-    }
-    !pushed.is_empty()
 }
 
 fn shares(bench: &Bench) -> [f64; 10] {
@@ -384,10 +354,9 @@ pub fn p99s(
     site: &Site,
     load: f64,
     seeds: Range<u64>,
-    measured: f64,
+    times: Times,
 ) -> Vec<Vec<f64>> {
     let workers = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let times = (WARM_UP, measured);
     let one = |seed: u64| -> Vec<f64> {
         let p99 = |setup| run(setup, site, load, seed, times, &[]).p99();
         setups.iter().map(p99).collect()

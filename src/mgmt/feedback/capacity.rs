@@ -12,13 +12,15 @@ const STEADY: f64 = 0.05;
 const CHANGED: f64 = 0.22;
 const CHANGED_SURE: f64 = 3.0;
 const CHANGED_FOR: u32 = 2;
-/// Variance of a single interval's estimate (as a logarithm) to begin with, for how many intervals
-/// that counts, and the weight of the newest one.
-const NOISE: f64 = 0.09;
-const NOISE_PRIOR: f64 = 2.0;
-const NOISE_SHARE: f64 = 0.1;
+/// Variance of a single interval's estimate (as a logarithm) until it is measured: that of the mean
+/// of so many service times with this squared coefficient of variation, which is heavy-tailed.
+const VARIATION: f64 = 10.0;
+const LEAST_NOISE: f64 = 0.01;
 /// More than this is taken for a change that has gone unnoticed.
 const MOST_NOISE: f64 = 0.16;
+/// For how many intervals that counts beside what is measured, and the weight of the newest one.
+const NOISE_PRIOR: f64 = 2.0;
+const NOISE_SHARE: f64 = 0.1;
 /// Added to every load: loads near nought say little about what a backend can do.
 const FLOOR: f64 = 0.02;
 
@@ -65,16 +67,20 @@ impl Default for Capacity {
             recent: Mean::default(),
             seen: 0.0,
             apart: 0,
-            noise: NOISE,
+            noise: MOST_NOISE,
         }
     }
 }
 
 impl Capacity {
-    /// `trust` from 0 to 1 is how much the interval counts.
-    pub(super) fn add(&mut self, new: Mean, trust: f64) {
+    /// `trust` from 0 to 1 is how much the pass counts: the part of an interval that it looks at,
+    /// and less where little was done. `count` is how many connections an interval like it ends.
+    pub(super) fn add(&mut self, new: Mean, trust: f64, count: f64) {
         if trust <= 0.0 {
             return;
+        }
+        if self.seen == 0.0 {
+            self.noise = (VARIATION / count).clamp(LEAST_NOISE, MOST_NOISE);
         }
         self.hear_noise(new, trust);
         self.recent = new;
@@ -83,9 +89,9 @@ impl Capacity {
         self.last = new;
         self.seen += trust;
         // At first the mean of all there is.
-        let all = 1.0 / self.seen.max(1.0);
-        self.quick.add(new, trust * QUICK.max(all));
-        self.steady.add(new, trust * STEADY.max(all));
+        let all = trust / self.seen;
+        self.quick.add(new, all.max(trust * QUICK));
+        self.steady.add(new, all.max(trust * STEADY));
     }
 
     /// One interval's estimate against the steady one. What lies far off is a change, no noise.
@@ -93,7 +99,7 @@ impl Capacity {
         const FAR: f64 = 4.0;
         let off = (new.capacity() / self.steady.capacity()).ln().powi(2);
         if self.seen > 0.0 && !off.is_nan() {
-            let off = off.min(FAR * self.noise);
+            let off = (off * trust).min(FAR * self.noise);
             let share = NOISE_SHARE.max(1.0 / (self.seen + NOISE_PRIOR));
             self.noise += (off - self.noise) * share * trust;
             self.noise = self.noise.min(MOST_NOISE);
@@ -107,11 +113,11 @@ impl Capacity {
 
     /// The estimate's standard deviation, as a logarithm.
     pub(super) fn deviation(&self) -> f64 {
-        let intervals = self.seen.clamp(1.0, (2.0 - STEADY) / STEADY);
+        let intervals = self.seen.min((2.0 - STEADY) / STEADY);
         (self.noise / intervals).sqrt()
     }
 
-    /// How busy it was of late, and in the last interval.
+    /// How busy it was of late, and in the last pass.
     pub(super) fn load(&self) -> f64 {
         self.steady.load
     }

@@ -65,6 +65,8 @@ pub struct Status {
 const STALE_AFTER: u32 = 3;
 /// What a backend that comes back begins with.
 const SLOWEST: f64 = 0.1;
+/// Steps in the first interval in which there are connections.
+pub(super) const QUICK: u32 = 10;
 
 #[derive(Debug)]
 struct Backend {
@@ -155,6 +157,12 @@ impl Backend {
 pub struct Controller {
     spec: Spec,
     backends: Vec<Backend>,
+    /// When the last step was made.
+    stepped: Option<Duration>,
+    /// There were new connections before it.
+    is_busy: bool,
+    /// Quick steps with connections.
+    quick_steps: u32,
 }
 
 impl Controller {
@@ -163,6 +171,9 @@ impl Controller {
         Self {
             spec,
             backends: members.iter().copied().map(Backend::new).collect(),
+            stepped: None,
+            is_busy: false,
+            quick_steps: 0,
         }
     }
 
@@ -250,16 +261,39 @@ impl Controller {
         is_slow
     }
 
-    /// Called once in each interval. Returns the weights that changed.
+    /// Not an interval's worth of connections has been seen, so that steps come quickly.
+    pub fn is_new(&self) -> bool {
+        self.spec.policy == Policy::Relative && self.quick_steps < QUICK
+    }
+
+    /// There were new connections before the last step.
+    pub fn is_busy(&self) -> bool {
+        self.is_busy
+    }
+
+    /// How long after a step the next one is due.
+    pub fn wait(&self) -> Duration {
+        match self.is_new() {
+            true => self.spec.interval / QUICK,
+            false => self.spec.interval,
+        }
+    }
+
+    /// Called every [`Self::wait`]. The first step marks the beginning of what is seen. Returns the
+    /// weights that changed.
     pub fn step(&mut self, now: Duration) -> Vec<(BackendId, u32, Reason)> {
         let stale = self.spec.interval * STALE_AFTER;
+        let took = now.saturating_sub(self.stepped.replace(now).unwrap_or(now));
         let views: Vec<View> = self
             .backends
             .iter_mut()
             .map(|b| b.inputs.take(now, stale))
             .collect();
+        self.is_busy = views.iter().any(|v| v.rate.is_some_and(|rate| rate > 0.0));
+        let is_quick = self.is_new();
+        self.quick_steps += u32::from(is_quick && self.is_busy);
         let wanted = match self.spec.policy {
-            Policy::Relative => self.relative(&views, now),
+            Policy::Relative => self.relative(&views, took, is_quick, now),
             Policy::Lvs => self.lvs(&views),
             Policy::Fixed => self.backends.iter().map(fixed).collect(),
         };
@@ -288,7 +322,19 @@ impl Controller {
     }
 
     /// Each backend's weight by the default policy, with the reason.
-    fn relative(&mut self, views: &[View], now: Duration) -> Vec<(f64, Reason)> {
+    fn relative(
+        &mut self,
+        views: &[View],
+        took: Duration,
+        is_quick: bool,
+        now: Duration,
+    ) -> Vec<(f64, Reason)> {
+        let pass = relative::Pass {
+            took: took.as_secs_f64(),
+            ahead: self.wait().as_secs_f64(),
+            interval: self.spec.interval.as_secs_f64(),
+            is_quick,
+        };
         let mut turns: Vec<relative::Turn<'_>> = Vec::with_capacity(views.len());
         for (backend, view) in self.backends.iter_mut().zip(views) {
             // Who gets nothing has no share for others to be compared with.
@@ -299,7 +345,7 @@ impl Controller {
                 view: if is_out { View::default() } else { *view },
             });
         }
-        let loads = relative::step(&mut turns, self.spec.interval.as_secs_f64());
+        let loads = relative::step(&mut turns, pass);
         let known = || loads.iter().flatten();
         let mean = known().sum::<f64>() / known().count().max(1) as f64;
         let weight = |(backend, load): (&Backend, &Option<f64>)| {

@@ -86,13 +86,14 @@ impl Reading {
     }
 
     /// The shares in use since `before`, `seconds` ago; without an earlier reading, or when the
-    /// counters began anew, only what needs none.
+    /// counters began anew, only what needs none. The load is the mean of a minute: it only
+    /// stands for the processors where these are never heard of.
     pub fn since(&self, before: Option<&Reading>, seconds: f64) -> Sample {
+        let load = self.load;
+        let load = load.map(|load| load / f64::from(self.processors.max(1)));
         let mut sample = Sample {
             source: Source::Exporter,
-            load: self
-                .load
-                .map(|load| load / f64::from(self.processors.max(1))),
+            load: load.filter(|_| self.processors == 0),
             memory: self
                 .memory_total
                 .zip(self.memory_available)
@@ -107,6 +108,7 @@ impl Reading {
         let idle = self.cpu_idle - before.cpu_idle;
         if spent > 0.0 && idle >= 0.0 && self.processors == before.processors {
             sample.cpu = Some((1.0 - idle / spent).clamp(0.0, 1.0));
+            sample.load = load;
         }
         let busy = self
             .disk_busy
@@ -163,9 +165,10 @@ mod tests {
         let after = Reading::parse(body(102.0, 56.0, 21.0).as_bytes()).expect("good");
         let first = before.since(None, 0.0);
         assert_eq!((first.cpu, first.disk), (None, None));
-        assert_eq!((first.load, first.memory), (Some(0.75), Some(0.75)));
+        assert_eq!((first.load, first.memory), (None, Some(0.75)));
         let sample = after.since(Some(&before), 5.0);
         assert_eq!((sample.cpu, sample.disk), (Some(0.75), Some(0.2)));
+        assert_eq!(sample.load, Some(0.75));
         // A server that was restarted counts from nought.
         let sample = before.since(Some(&after), 5.0);
         assert_eq!((sample.cpu, sample.disk), (None, None));

@@ -4,17 +4,18 @@
 //! which nothing is read, so that a server can hold up nothing but its own task. What is heard
 //! goes down a channel; when that is full the answer is dropped, for the next one is newer.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::agent::{self, LONGEST};
+use super::controller::QUICK;
 use super::exporter::{LARGEST, Reading};
 use super::sample::{Sample, Source};
 use crate::lb::snapshot::BackendId;
@@ -42,9 +43,18 @@ pub struct Heard {
 /// The longest that a question may take, however long the interval is.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// Questions for each of the controller's steps, so that what a step hears is of its own time.
+const PER_STEP: f64 = 2.0;
+
+/// A target's task, and whether it is in a hurry.
+struct Task {
+    handle: AbortHandle,
+    quick: watch::Sender<bool>,
+}
+
 /// One task for each target. Dropping it ends them.
 pub struct Pollers {
-    tasks: HashMap<Target, AbortHandle>,
+    tasks: HashMap<Target, Task>,
     heard: mpsc::Sender<Heard>,
 }
 
@@ -56,12 +66,13 @@ impl Pollers {
         (Self { tasks, heard }, receiver)
     }
 
-    /// Asks these and nobody else from now on; who was asked before goes on undisturbed.
+    /// Asks these and nobody else from now on; who was asked before goes on undisturbed, and who is
+    /// new is asked quickly.
     pub fn set(&mut self, targets: &[Target]) {
         self.tasks.retain(|target, task| {
             let stays = targets.contains(target);
             if !stays {
-                task.abort();
+                task.handle.abort();
             }
             stays
         });
@@ -69,7 +80,22 @@ impl Pollers {
             let heard = &self.heard;
             self.tasks.entry(*target).or_insert_with(|| {
                 let (target, heard) = (*target, heard.clone());
-                supervise::spawn("asking agents", move || ask_on(target, heard.clone()))
+                let (quick, changes) = watch::channel(true);
+                let asking = move || ask_on(target, heard.clone(), changes.clone());
+                let handle = supervise::spawn("asking agents", asking);
+                Task { handle, quick }
+            });
+        }
+    }
+
+    /// Asks about these backends quickly from now on, and about others at leisure.
+    pub fn hurry(&self, quick: &HashSet<BackendId>) {
+        for (target, task) in &self.tasks {
+            let now = quick.contains(&target.id);
+            task.quick.send_if_modified(|before| {
+                let is_news = *before != now;
+                *before = now;
+                is_news
             });
         }
     }
@@ -77,16 +103,19 @@ impl Pollers {
 
 impl Drop for Pollers {
     fn drop(&mut self) {
-        self.tasks.values().for_each(AbortHandle::abort);
+        self.tasks.values().for_each(|task| task.handle.abort());
     }
 }
 
-/// Asks one target for ever. The first question comes at a random moment of the interval and the
-/// others around its end, so that many servers are not asked at once.
-async fn ask_on(target: Target, heard: mpsc::Sender<Heard>) {
-    let mut before = None;
-    tokio::time::sleep(target.interval.mul_f64(chance())).await;
+/// Asks one target for ever. The first question comes at a random moment and the others around the
+/// end of a pause, so that many servers are not asked at once.
+async fn ask_on(target: Target, heard: mpsc::Sender<Heard>, mut hurry: watch::Receiver<bool>) {
+    let (mut before, mut woken) = (None, false);
+    let is_quick = *hurry.borrow_and_update();
+    tokio::time::sleep(pause(target.interval, is_quick, chance()).mul_f64(chance())).await;
     loop {
+        // What a hurry is to learn begins with it.
+        before = before.filter(|_| !woken);
         let answer = match target.source {
             Source::Exporter => ask_exporter(&target, &mut before).await,
             _ => ask_agent(&target).await,
@@ -99,8 +128,28 @@ async fn ask_on(target: Target, heard: mpsc::Sender<Heard>) {
         if matches!(told, Err(mpsc::error::TrySendError::Closed(_))) {
             return;
         }
-        tokio::time::sleep(target.interval.mul_f64(0.9 + 0.2 * chance())).await;
+        woken = rest(target.interval, &mut hurry).await;
     }
+}
+
+/// Waits until the next question is due: at once when a hurry begins, and then says so.
+async fn rest(interval: Duration, hurry: &mut watch::Receiver<bool>) -> bool {
+    let is_quick = *hurry.borrow_and_update();
+    let over = tokio::time::sleep(pause(interval, is_quick, chance()));
+    if is_quick {
+        over.await;
+        return false;
+    }
+    tokio::select! {
+        () = over => false,
+        Ok(_) = hurry.wait_for(|quick| *quick) => true,
+    }
+}
+
+/// How long to wait until the next question; `chance` lies evenly from 0 to 1.
+pub fn pause(interval: Duration, quick: bool, chance: f64) -> Duration {
+    let steps = if quick { QUICK } else { 1 };
+    interval.mul_f64((0.9 + 0.2 * chance) / (PER_STEP * f64::from(steps)))
 }
 
 /// Evenly from 0 to 1.

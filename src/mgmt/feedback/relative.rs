@@ -4,8 +4,8 @@
 //! Two parts, neither of which adds anything up, so nothing winds up. What a backend can do is
 //! estimated (`capacity`), and weights follow the estimates once these differ by more than their
 //! noise. What is piled up at a full backend is no estimate: that is known at once, and takes from
-//! its share in proportion, as much as levels it out over `HORIZON` intervals. A queue adds up what
-//! comes in, so with half of the difference made good in an interval there is no overshoot.
+//! its share in proportion, as much as levels it out over `HORIZON` steps. A queue adds up what
+//! comes in, so with half of the difference made good in a step there is no overshoot.
 //!
 //! Weights are relative: how loaded all are together changes none of them, so while everybody is
 //! well below full, weights keep their ratios.
@@ -23,11 +23,11 @@ const NARROWEST: f64 = 0.04;
 const WIDEST: f64 = 0.15;
 /// Nor are estimates that differ by less than so many deviations of their own noise.
 const SURE: f64 = 2.5;
-/// A factor changes by at most this factor in one interval.
+/// A factor changes by at most this factor in one step.
 pub const STEP: f64 = 2.0;
 /// A backend that is busier than this is full: what waits there waits for it.
 const FULL: f64 = 0.9;
-/// Intervals in which what is piled up is to be levelled out.
+/// Steps in which what is piled up is to be levelled out.
 const HORIZON: f64 = 2.0;
 /// What a full backend keeps of its share, however much is piled up.
 const LEAST: f64 = 0.1;
@@ -72,20 +72,24 @@ impl Memory {
         };
     }
 
-    fn learn(&mut self, view: &View, load: f64, by_weight: f64, interval: f64) {
+    fn learn(&mut self, view: &View, load: f64, by_weight: f64, pass: Pass) {
         let grown = view
             .connections
             .zip(self.live)
             .map_or(0.0, |(now, then)| now - then);
+        let part = (pass.took / pass.interval).min(1.0);
+        if part <= 0.0 {
+            return;
+        }
         // Without a count the share in force stands for it.
-        let (done, trust) = match view.rate {
+        let (done, trust, count) = match view.rate {
             Some(rate) => {
-                let done = (rate * interval - grown).max(0.0);
-                (done / interval, (done / ENOUGH).min(1.0))
+                let done = (rate * pass.took - grown).max(0.0);
+                (done / pass.took, (done / ENOUGH).min(part), done / part)
             }
-            None => (by_weight, 1.0),
+            None => (by_weight, part, 0.0),
         };
-        self.capacity.add(Mean { done, load }, trust);
+        self.capacity.add(Mean { done, load }, trust, count);
     }
 
     /// Connections that wait at a full backend.
@@ -93,6 +97,18 @@ impl Memory {
         let is_full = self.capacity.last_load() >= FULL;
         self.live.filter(|_| is_full).unwrap_or(0.0)
     }
+}
+
+/// The times of one pass, in seconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Pass {
+    /// Since the one before.
+    pub took: f64,
+    /// Until the next.
+    pub ahead: f64,
+    pub interval: f64,
+    /// Too short for response times to say how busy a backend is.
+    pub is_quick: bool,
 }
 
 /// One backend at one step.
@@ -104,13 +120,12 @@ pub struct Turn<'m> {
 
 /// Brings all factors up to date. Returns each backend's load, where it is known; whose is not
 /// goes back to its configured share.
-/// `interval` is in seconds.
-pub fn step(turns: &mut [Turn<'_>], interval: f64) -> Vec<Option<f64>> {
-    let loads = loads(turns, interval);
+pub fn step(turns: &mut [Turn<'_>], pass: Pass) -> Vec<Option<f64>> {
+    let loads = loads(turns, pass);
     for (turn, load) in turns.iter_mut().zip(&loads) {
         if let Some(load) = *load {
             let by_weight = turn.configured * turn.memory.factor;
-            turn.memory.learn(&turn.view, load, by_weight, interval);
+            turn.memory.learn(&turn.view, load, by_weight, pass);
         }
         turn.memory.live = turn.view.connections;
     }
@@ -125,7 +140,7 @@ pub fn step(turns: &mut [Turn<'_>], interval: f64) -> Vec<Option<f64>> {
     notice_changes(&mut capacities.collect::<Vec<_>>());
     let band = dead_band(&known);
     follow_capacities(&mut known, band);
-    let wanted = relieved(&known, interval);
+    let wanted = relieved(&known, pass.ahead);
     let off =
         |(turn, wanted): (&&mut Turn<'_>, &f64)| (wanted / turn.memory.factor).ln().abs() > band;
     // Who is not heard goes all the way back to its configured share.
@@ -181,7 +196,7 @@ fn follow_capacities(known: &mut [&mut Turn<'_>], band: f64) {
 /// The factors that are due, less where more is piled up than elsewhere and more where less is:
 /// what is taken from one is given to the others. What is piled up is counted in seconds of the
 /// backend's own work, by Little's law.
-fn relieved(known: &[&mut Turn<'_>], interval: f64) -> Vec<f64> {
+fn relieved(known: &[&mut Turn<'_>], ahead: f64) -> Vec<f64> {
     let capacity: f64 = known.iter().map(|t| t.memory.capacity.get()).sum();
     let piled_up: f64 = known.iter().map(|t| t.memory.piled_up()).sum();
     let mean = if capacity > 0.0 {
@@ -194,8 +209,8 @@ fn relieved(known: &[&mut Turn<'_>], interval: f64) -> Vec<f64> {
         if own <= 0.0 {
             return memory.due;
         }
-        let ahead = memory.piled_up() / own - mean;
-        let part = (1.0 - ahead / (HORIZON * interval)).clamp(LEAST, 1.0 / LEAST);
+        let excess = memory.piled_up() / own - mean;
+        let part = (1.0 - excess / (HORIZON * ahead)).clamp(LEAST, 1.0 / LEAST);
         (memory.due * part).clamp(1.0 / MOST, MOST)
     };
     known.iter().map(factor).collect()
@@ -203,10 +218,14 @@ fn relieved(known: &[&mut Turn<'_>], interval: f64) -> Vec<f64> {
 
 /// Loads that can be compared: from the processors where all have them, else from response times
 /// where all have those, else from what each has.
-fn loads(turns: &mut [Turn<'_>], interval: f64) -> Vec<Option<f64>> {
+fn loads(turns: &mut [Turn<'_>], pass: Pass) -> Vec<Option<f64>> {
     let each: Vec<(Option<f64>, Option<f64>)> = turns
         .iter_mut()
-        .map(|turn| (processor_load(&turn.view), response_load(turn, interval)))
+        .map(|turn| {
+            let processor = processor_load(&turn.view);
+            let response = (!pass.is_quick).then(|| response_load(turn, pass.took));
+            (processor, response.flatten())
+        })
         .collect();
     let known = || each.iter().filter(|(p, r)| p.is_some() || r.is_some());
     let by_response = known().any(|(p, _)| p.is_none()) && known().all(|(_, r)| r.is_some());
@@ -236,12 +255,12 @@ fn processor_load(view: &View) -> Option<f64> {
 /// What share of the time a request waits, by its response time against the shortest of late:
 /// in a queue with one server that share is the load. Where nothing else is known, the time that
 /// a connection lasts stands for the response time (Little's law).
-fn response_load(turn: &mut Turn<'_>, interval: f64) -> Option<f64> {
+fn response_load(turn: &mut Turn<'_>, took: f64) -> Option<f64> {
     // The shortest is forgotten slowly, for a backend may have become slower for good.
     const FORGET: f64 = 1.002;
     let view = &turn.view;
     let stay = || {
-        let rate = view.rate.filter(|rate| rate * interval >= ENOUGH)?;
+        let rate = view.rate.filter(|rate| rate * took >= ENOUGH)?;
         Some(view.connections? / rate)
     };
     let response = view

@@ -5,7 +5,7 @@
 //! [`Feedback::tick`] at least once a second; it publishes the changes that come back as one
 //! snapshot. Pure; the clock is a parameter.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use super::controller::{Controller, Member, Spec, Status};
@@ -43,16 +43,21 @@ pub struct Change {
 #[derive(Debug)]
 struct Held {
     controller: Controller,
-    interval: Duration,
     members: Vec<BackendId>,
     due: Duration,
     counted: HashMap<BackendId, (u64, Duration)>,
+    /// Sources are asked quickly: nothing is known, and there are connections to learn from, or
+    /// there may be until `quick_until`.
+    is_quick: bool,
+    quick_until: Duration,
 }
 
 #[derive(Debug, Default)]
 pub struct Feedback {
     services: HashMap<ServiceId, Held>,
     service_of: HashMap<BackendId, ServiceId>,
+    /// Who is asked quickly is not what it was.
+    pace_changed: bool,
 }
 
 impl Feedback {
@@ -60,6 +65,7 @@ impl Feedback {
     pub fn configure(&mut self, specs: Vec<ServiceSpec>, now: Duration) {
         let mut old = std::mem::take(&mut self.services);
         self.service_of.clear();
+        self.pace_changed = true;
         for ServiceSpec { id, spec, members } in specs {
             let interval = spec.interval;
             let ids: Vec<BackendId> = members.iter().map(|m| m.id).collect();
@@ -75,14 +81,15 @@ impl Feedback {
                 }
                 None => Held {
                     controller: Controller::new(spec, &members),
-                    interval,
                     members: Vec::new(),
-                    due: now + interval,
+                    // The first step begins to count.
+                    due: now,
                     counted: HashMap::new(),
+                    quick_until: now + interval,
+                    is_quick: true,
                 },
             };
             let held = Held {
-                interval,
                 members: ids,
                 ..held
             };
@@ -125,7 +132,7 @@ impl Feedback {
         }
     }
 
-    /// Runs the services whose interval is over, with what the workers counted; returns what is
+    /// Runs the services whose step is due, with what the workers counted; returns what is
     /// to be published.
     pub fn tick(&mut self, counted: impl Fn(BackendId) -> Counted, now: Duration) -> Vec<Change> {
         let mut changes = Vec::new();
@@ -134,9 +141,13 @@ impl Feedback {
                 continue;
             }
             // A loop that was held up does not make up for steps.
-            held.due = (held.due + held.interval).max(now);
             held.count(&counted, now);
             let stepped = held.controller.step(now).into_iter();
+            held.due = (held.due + held.controller.wait()).max(now);
+            let was_quick = held.is_quick;
+            held.is_quick =
+                held.controller.is_new() && (held.controller.is_busy() || now < held.quick_until);
+            self.pace_changed |= held.is_quick != was_quick;
             changes.extend(stepped.map(|(backend, weight, reason)| Change {
                 service,
                 backend,
@@ -145,6 +156,17 @@ impl Feedback {
             }));
         }
         changes
+    }
+
+    /// The backends whose sources are to be asked quickly, where these have changed since the last
+    /// call.
+    pub fn quick(&mut self) -> Option<HashSet<BackendId>> {
+        std::mem::take(&mut self.pace_changed).then(|| {
+            let quick = self.services.values().filter(|held| held.is_quick);
+            quick
+                .flat_map(|held| held.members.iter().copied())
+                .collect()
+        })
     }
 
     /// When the next [`Self::tick`] will have something to do.
