@@ -12,7 +12,7 @@ use pcap_file::pcapng::blocks::interface_description::InterfaceDescriptionOption
 use pcap_file::pcapng::blocks::interface_statistics::InterfaceStatisticsOption;
 use pcap_file::pcapng::{Block, PcapNgParser};
 
-use super::connections::encode;
+use super::query::query;
 use super::{CliError, ClientError, Shared, client, print};
 use crate::mgmt::api::Clients;
 
@@ -84,13 +84,7 @@ pub(super) fn path(args: &CaptureArgs) -> String {
         ("seconds", Some(args.seconds.to_string())),
         ("rate", Some(args.rate.to_string())),
     ];
-    let pairs = pairs
-        .into_iter()
-        .filter_map(|(key, value)| Some((key, value?)));
-    let query: Vec<String> = pairs
-        .map(|(key, value)| format!("{key}={}", encode(&value)))
-        .collect();
-    format!("/v1/capture?{}", query.join("&"))
+    query("/v1/capture", pairs)
 }
 
 pub fn run(args: &CaptureArgs, shared: &Shared) -> Result<(), CliError> {

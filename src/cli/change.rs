@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use clap::{Args, Subcommand};
 use hyper::Method as Http;
 
-use super::connections::encode;
+use super::query::encode;
 use super::{CliError, ConfigFile, Shared, client, print, print_json};
 use crate::mgmt::api::{Applied, BackendSettings};
 use crate::mgmt::config::{

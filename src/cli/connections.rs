@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use super::query::query;
 use super::table::{Table, duration};
 use super::{CliError, Shared, client, print, print_json};
 use crate::lb::conn::State;
@@ -61,26 +62,7 @@ pub(super) fn path(filter: &ConnectionFilter) -> String {
         ("state", filter.state.clone()),
         ("limit", Some(filter.limit.to_string())),
     ];
-    let pairs = pairs
-        .into_iter()
-        .filter_map(|(key, value)| Some((key, value?)));
-    let query: Vec<String> = pairs
-        .map(|(key, value)| format!("{key}={}", encode(&value)))
-        .collect();
-    format!("/v1/connections?{}", query.join("&"))
-}
-
-/// Percent-encoding of everything but RFC 3986's unreserved characters.
-pub(super) fn encode(text: &str) -> String {
-    let mut encoded = String::new();
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            encoded.push(byte.into());
-        } else {
-            encoded += &format!("%{byte:02X}");
-        }
-    }
-    encoded
+    query("/v1/connections", pairs)
 }
 
 pub(super) fn render(found: &Connections) -> String {

@@ -13,6 +13,7 @@ mod connections;
 mod events;
 mod import;
 mod ipvsadm;
+mod query;
 mod run;
 mod status;
 mod table;

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use clap::Args;
 
-use super::connections::encode;
+use super::query::encode;
 use super::{CliError, Shared, client, print, print_json};
 use crate::mgmt::api::Trace;
 

@@ -4,7 +4,7 @@
 use clap::Args;
 use hyper::Method as Http;
 
-use super::connections::encode;
+use super::query::encode;
 use super::table::Table;
 use super::{CliError, Shared, client, print, print_json};
 use crate::mgmt::api::{Drain, Ready, VipStatus};

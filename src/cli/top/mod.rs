@@ -13,7 +13,7 @@ use hyper::Method;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 
-use super::connections::encode;
+use super::query::encode;
 use super::{CliError, ClientError, Shared, client};
 use crate::mgmt::api::{Applied, BackendSettings, BackendState, Status};
 use rates::Rates;
