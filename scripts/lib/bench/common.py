@@ -41,6 +41,7 @@ class HugePages:
     """Reserves huge pages as they are needed, and gives back at the end what it took."""
 
     KNOB = pathlib.Path("/proc/sys/vm/nr_hugepages")
+    TRIES = 8
 
     def __init__(self):
         self.taken = 0
@@ -54,12 +55,14 @@ class HugePages:
         if not os.path.ismount("/dev/hugepages"):
             os.makedirs("/dev/hugepages", exist_ok=True)
             subprocess.run(["mount", "-t", "hugetlbfs", "none", "/dev/hugepages"], check=True)
-        free, size = self.free()
-        missing = -(-mib // size) - free
-        if missing > 0:
+        for _ in range(self.TRIES):
+            free, size = self.free()
+            missing = -(-mib // size) - free
+            if missing <= 0:
+                return
             before = self.reserved()
             self.set(before + missing)
-            # The kernel gives what there is, which may be less.
+            # The kernel gives what it has in one piece, which may be less; asked again, it makes more.
             self.taken += self.reserved() - before
         free, size = self.free()
         if free * size < mib:

@@ -28,19 +28,28 @@ def wait_until(condition, seconds=10):
 class Pages(HugePages):
     """A machine that gives fewer pages than it is asked for."""
 
-    def __init__(self, knob, had, gives):
+    def __init__(self, knob, had, gives, at_once=1000):
         super().__init__()
-        self.KNOB, self.had, self.gives = knob, had, gives
+        self.KNOB, self.had, self.gives, self.at_once = knob, had, gives, at_once
         knob.write_text(str(had))
 
     def set(self, count):
-        super().set(min(count, self.had + self.gives))
+        most = min(self.had + self.gives, self.reserved() + self.at_once)
+        super().set(min(count, most))
 
     def free(self):
         return int(self.KNOB.read_text()), 2
 
 
 class HugePagesTest(unittest.TestCase):
+    def test_asks_again_for_what_it_did_not_get_at_once(self):
+        with tempfile.TemporaryDirectory() as directory:
+            pages = Pages(pathlib.Path(directory) / "knob", had=100, gives=20, at_once=8)
+            pages.need(240)
+            self.assertEqual(pages.KNOB.read_text(), "120")
+            pages.give_back()
+            self.assertEqual(pages.KNOB.read_text(), "100")
+
     def test_gives_back_what_it_got_and_not_what_it_asked_for(self):
         with tempfile.TemporaryDirectory() as directory:
             pages = Pages(pathlib.Path(directory) / "knob", had=100, gives=30)
