@@ -13,6 +13,7 @@ mod downloads;
 mod ending;
 mod faults;
 mod feedback;
+mod flood;
 mod health;
 mod kernel;
 mod lab_itself;
