@@ -61,8 +61,8 @@ class Surroundings:
         self.number = Surroundings.count
         stem = f"{NAMESPACES}{os.getpid() % 100_000}n{self.number}"
         self.namespace, self.tap, self.near, self.far = stem, f"{stem}t", f"{stem}a", f"{stem}b"
-        # Several may be there at once, each with networks of its own.
-        self.subnet, self.link = (f"10.{net}.{self.number % 250}" for net in (77, 78))
+        # Several may be there at once, each with networks of its own, in which no client is.
+        self.subnet, self.link = (f"172.{net}.{self.number % 250}" for net in (27, 28))
         self.backends = [f"{self.subnet}.{n + 1}" for n in range(BACKENDS)]
         self.metrics = free_port()
         self.server, self.scraper, self.evenkeel = None, None, None
