@@ -16,6 +16,8 @@ mod vips;
 #[cfg(test)]
 mod change_tests;
 #[cfg(test)]
+mod socket_tests;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod vips_tests;

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
-use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,21 +20,21 @@ use crate::mgmt::faults::Faults;
 use crate::mgmt::metrics::Families;
 
 /// A directory of its own that goes away with the test.
-struct Scratch(PathBuf);
+pub(super) struct Scratch(pub(super) PathBuf);
 
 impl Scratch {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("evenkeel-api-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&path);
         fs::create_dir_all(&path).unwrap();
         Scratch(path)
     }
 
-    fn socket(&self) -> PathBuf {
+    pub(super) fn socket(&self) -> PathBuf {
         self.0.join("run/evenkeel.sock")
     }
 
-    fn files(&self) -> usize {
+    pub(super) fn files(&self) -> usize {
         fs::read_dir(self.0.join("run")).unwrap().count()
     }
 }
@@ -526,65 +524,4 @@ async fn a_stuck_or_ended_loop_is_told_apart() {
         (problem.status, problem.title.as_str()),
         (503, "Shutting down")
     );
-}
-
-#[test]
-fn a_second_instance_is_refused_and_named() {
-    let scratch = Scratch::new("second");
-    let first = Socket::claim(&scratch.socket()).unwrap();
-    let error = Socket::claim(&scratch.socket()).unwrap_err().to_string();
-    let expected = format!(
-        "another evenkeel (process {}) uses the socket {}; stop it, or set management.socket to another path",
-        std::process::id(),
-        scratch.socket().display()
-    );
-    assert_eq!(error, expected);
-    drop(first);
-    assert_eq!(scratch.files(), 0, "nothing is left behind");
-    Socket::claim(&scratch.socket()).expect("the next one may start");
-}
-
-#[test]
-fn what_a_killed_predecessor_left_is_replaced() {
-    let scratch = Scratch::new("stale");
-    fs::create_dir_all(scratch.0.join("run")).unwrap();
-    drop(UnixListener::bind(scratch.socket()).unwrap());
-    fs::write(scratch.0.join("run/evenkeel.sock.lock"), "4242").unwrap();
-    let socket = Socket::claim(&scratch.socket()).unwrap();
-    let mode = |path: PathBuf| {
-        let found = fs::metadata(path).unwrap();
-        assert!(found.file_type().is_socket());
-        found.permissions().mode() & 0o777
-    };
-    assert_eq!(mode(scratch.socket()), 0o660);
-    assert_eq!(mode(read_only_path(&scratch.socket())), 0o666);
-    assert_eq!(socket.path(), scratch.socket());
-}
-
-#[test]
-fn what_is_no_socket_is_left_alone() {
-    let scratch = Scratch::new("file");
-    fs::create_dir_all(scratch.0.join("run")).unwrap();
-    fs::write(scratch.socket(), "mine").unwrap();
-    let error = Socket::claim(&scratch.socket()).unwrap_err().to_string();
-    assert!(error.contains("is no socket; remove it"), "{error}");
-    assert_eq!(fs::read_to_string(scratch.socket()).unwrap(), "mine");
-    assert_eq!(scratch.files(), 1, "the lock went away");
-}
-
-#[test]
-fn unusable_paths_are_refused_in_one_line() {
-    let scratch = Scratch::new("paths");
-    let long = scratch.0.join("n".repeat(120));
-    let error = Socket::claim(&long).unwrap_err().to_string();
-    assert!(error.contains("is longer than the system takes"), "{error}");
-    fs::write(scratch.0.join("file"), "").unwrap();
-    let error = Socket::claim(&scratch.0.join("file/evenkeel.sock"))
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.starts_with("cannot create ") && error.contains("check management.socket"),
-        "{error}"
-    );
-    assert!(!error.contains('\n'));
 }
