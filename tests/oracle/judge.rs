@@ -1,6 +1,10 @@
 //! The second opinion: what must become of a frame, by a model of the rules that is as plain as it
 //! can be. It learns from the outcome only which backend a new flow got.
 
+mod icmp;
+mod learn;
+mod tcp;
+
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
@@ -13,6 +17,7 @@ use crate::fragments::{self, Datagram, Fragments, Known};
 use crate::generate::Random;
 use crate::look::{self, Packet, Piece, Ports, Seen, look};
 use crate::world::{BACKENDS, LOCALS, NAT_PORT, Outcome, PORTS, Sent, VIPS, World};
+use tcp::Tcp;
 
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Expect {
@@ -50,16 +55,6 @@ impl Expect {
 
 /// Client, service, protocol.
 type Key = (IpAddr, u16, IpAddr, u16, u8);
-
-#[derive(Clone, Copy, PartialEq, Debug)]
-enum Tcp {
-    SynReceived,
-    Established,
-    FinWait,
-    CloseWait,
-    TimeWait,
-    Close,
-}
 
 #[derive(Clone, Copy, Debug)]
 struct Flow {
@@ -489,244 +484,6 @@ impl Judge {
         });
         Expect::New
     }
-
-    fn icmp(&mut self, sent: &Sent, packet: &Packet) -> Expect {
-        let body = &sent.bytes[packet.l4..packet.end];
-        let v4 = packet.source.is_ipv4();
-        let follows = match (v4, body.first()) {
-            (true, Some(kind)) => [3, 11, 12].contains(kind),
-            (false, Some(kind)) => (1..=4).contains(kind),
-            (_, None) => false,
-        };
-        if body.len() < 8 || !follows {
-            return Expect::Pass;
-        }
-        let balanced = VIPS.contains(&packet.destination);
-        if balanced && (is_nobody(packet.source) || is_ours(packet.source)) {
-            return Expect::Drop(BadSource);
-        }
-        if self.tiny {
-            return Expect::Unjudged;
-        }
-        if let Some(expected) = self.related(sent, packet, &body[8..]) {
-            return expected;
-        }
-        if balanced {
-            Expect::Drop(IcmpUnrelated)
-        } else {
-            Expect::Pass
-        }
-    }
-
-    fn related(&mut self, sent: &Sent, packet: &Packet, quote: &[u8]) -> Option<Expect> {
-        let v4 = packet.source.is_ipv4();
-        let quoted = if v4 {
-            look::ipv4(quote, false)
-        } else {
-            look::ipv6(quote, false)
-        }
-        .ok()?;
-        if !matches!(quoted.protocol, 6 | 17) || quoted.source != packet.destination {
-            return None;
-        }
-        let l4 = quote.get(quoted.l4..quoted.l4 + 8)?;
-        let (from, to) = (
-            u16::from_be_bytes([l4[0], l4[1]]),
-            u16::from_be_bytes([l4[2], l4[3]]),
-        );
-        let gone = packet.ttl <= 1;
-        let key = (quoted.destination, to, quoted.source, from, quoted.protocol);
-        if let Some(flow) = self.flows.get(&key).copied() {
-            if self.state(flow.backend) == BackendState::Removed {
-                return Some(Expect::Drop(BackendGone));
-            }
-            return Some(self.unanswered(sent, packet, flow.backend));
-        }
-        let vip = VIPS[usize::from(!v4)];
-        let outward = PORTS.iter().any(|&port| {
-            let key = (quoted.source, from, vip, port, quoted.protocol);
-            let flow = self.flows.get(&key);
-            let at = flow.map(|flow| World::backend(flow.backend));
-            at == Some(quoted.destination) && to == NAT_PORT
-        });
-        let from_local = self.method == ForwardMethod::FullNat && to == NAT_PORT && {
-            let backend = (0..BACKENDS).find(|&n| World::backend(n) == quoted.destination);
-            let local = |n| self.by_local.contains_key(&(n, !v4, quoted.protocol, from));
-            LOCALS.contains(&quoted.source) && backend.is_some_and(local)
-        };
-        let fullnat = self.method == ForwardMethod::FullNat && LOCALS.contains(&quoted.source);
-        if fullnat && !from_local && self.hides(!v4, quoted.protocol) {
-            return Some(Expect::Skip);
-        }
-        (self.is_nat() && outward || from_local).then_some(if gone {
-            Expect::Drop(TtlExpired)
-        } else {
-            Expect::Forward
-        })
-    }
-
-    /// IPVS's table: RST, then SYN, then FIN, then ACK.
-    fn next(&self, tcp: Tcp, client: bool, ports: &Ports) -> Tcp {
-        use Tcp::*;
-        let half = !self.is_two_way();
-        if ports.rst {
-            return match (tcp, client) {
-                (SynReceived, true) => SynReceived,
-                (TimeWait, false) => TimeWait,
-                _ => Close,
-            };
-        }
-        if ports.syn {
-            return tcp;
-        }
-        if ports.fin {
-            return match (tcp, client) {
-                (Established, true) if half => FinWait,
-                (Established, true) => CloseWait,
-                (Established, false) | (SynReceived, false) => FinWait,
-                (SynReceived, true) => TimeWait,
-                (FinWait, true) if !half => TimeWait,
-                (CloseWait, false) => TimeWait,
-                _ => tcp,
-            };
-        }
-        match tcp {
-            SynReceived if ports.ack => Established,
-            _ => tcp,
-        }
-    }
-
-    fn is_over(&self, tcp: Tcp) -> bool {
-        match tcp {
-            Tcp::TimeWait | Tcp::Close => true,
-            Tcp::FinWait => !self.is_two_way(),
-            _ => false,
-        }
-    }
-
-    /// Checks the frame that came out, and takes note of a new flow's backend.
-    pub fn learn(
-        &mut self,
-        sent: &Sent,
-        expected: Expect,
-        outcome: &Outcome,
-        context: &dyn Fn() -> String,
-    ) {
-        let mut expected = expected;
-        if let Some(opened) = self.opened.take() {
-            let backend = outcome
-                .attached
-                .unwrap_or_else(|| panic!("no entry: {}", context()));
-            assert!(
-                opened.usable.contains(&backend),
-                "backend {backend}: {}",
-                context()
-            );
-            let flow = Flow {
-                backend,
-                tcp: opened.tcp,
-                local: None,
-            };
-            self.flows.insert(opened.key, flow);
-            self.shows = Some(opened.key);
-            expected = self.onward(sent, &opened.packet, backend);
-            assert!(
-                expected.allows(outcome.verdict),
-                "{expected:?} {}",
-                context()
-            );
-        } else if expected != Expect::Unjudged {
-            assert_eq!(outcome.attached, None, "an entry was made: {}", context());
-        }
-        let out = &outcome.bytes;
-        let answered = matches!(outcome.verdict, Verdict::Reply { .. });
-        let forwarded = outcome.verdict == Verdict::Transmit(0);
-        if answered || forwarded && expected != Expect::Unjudged {
-            look::assert_sound(out);
-        }
-        if expected == Expect::Forward {
-            let (before, after) = (
-                look::transport_checksum_is_right(&sent.bytes),
-                look::transport_checksum_is_right(out),
-            );
-            // An ICMP message has none of its own, and a packet that was cut none that can be read.
-            let exempt =
-                matches!(look(&sent.bytes), Seen::Icmp(_) | Seen::Fragment(_)) || is_cut(out);
-            assert!(exempt || before == after, "checksum: {}", context());
-            assert_eq!(
-                self.rewritten,
-                self.rewritten.and_then(|_| fragments::rewritten(out))
-            );
-        }
-        let to = (0..BACKENDS).find(|&n| out.get(..6) == Some(&backend_mac(n as u8)));
-        if let (true, Some(bound)) = (forwarded, self.bound) {
-            assert_eq!(to, Some(bound), "another backend: {}", context());
-        }
-        if let (Expect::Forward, Some(key)) = (expected, self.shows.take()) {
-            self.see_local(key, out, context);
-        }
-        if let Some(datagram) = self.heads.take()
-            && expected != Expect::Unjudged
-        {
-            let known = match (outcome.verdict, self.bound) {
-                (Verdict::Transmit(_), Some(backend)) if !self.is_two_way() => {
-                    Known::OneWay(backend)
-                }
-                (Verdict::Transmit(_), _) => {
-                    fragments::rewritten(out).unwrap_or_else(|| panic!("no packet: {}", context()))
-                }
-                (Verdict::Pass(_), _) => Known::Passed,
-                _ => Known::Dropped,
-            };
-            self.fragments.known.insert(datagram, known);
-        }
-    }
-
-    /// FullNAT: a flow keeps its local port, and shares it with no other toward one backend.
-    fn see_local(&mut self, key: Key, out: &[u8], context: &dyn Fn() -> String) {
-        if self.method != ForwardMethod::FullNat {
-            return;
-        }
-        let packet = fragments::outcome(out).unwrap_or_else(|| panic!("{}", context()));
-        assert_eq!(
-            packet.source,
-            LOCALS[usize::from(key.0.is_ipv6())],
-            "{}",
-            context()
-        );
-        let port = u16::from_be_bytes([out[packet.l4], out[packet.l4 + 1]]);
-        let flow = self
-            .flows
-            .get_mut(&key)
-            .unwrap_or_else(|| panic!("{}", context()));
-        assert!(
-            flow.local.is_none_or(|known| known == port),
-            "{}",
-            context()
-        );
-        flow.local = Some(port);
-        let local = (flow.backend, key.0.is_ipv6(), key.4, port);
-        let other = self.by_local.insert(local, key);
-        if other.is_none() {
-            self.shown.push(local);
-        }
-        assert!(
-            other.is_none_or(|other| other == key),
-            "two flows look alike: {}",
-            context()
-        );
-    }
-}
-
-/// Whether the packet inside is a fragment.
-fn is_cut(frame: &[u8]) -> bool {
-    let l3 = if frame[12..14] == [0x81, 0] { 18 } else { 14 };
-    let inner = match frame[l3] >> 4 {
-        4 if frame[l3 + 9] == 4 => l3 + 20,
-        6 if frame[l3 + 6] == 4 => l3 + 40,
-        _ => l3,
-    };
-    frame[inner] >> 4 == 4 && frame[inner + 6] & 0x20 != 0
 }
 
 fn is_service(address: IpAddr, port: u16) -> bool {
