@@ -29,7 +29,7 @@ class Farm:
             die("the farm of checked backends did not start")
 
     def configuration(self):
-        address = lambda n: f"10.77.{1 + n // 250}.{1 + n % 250}"
+        address = lambda n: f"172.29.{1 + n // 250}.{1 + n % 250}"
         backends = "".join(
             f'[[service.backend]]\naddress = "{address(n)}"\n' for n in range(BACKENDS)
         )
@@ -37,8 +37,8 @@ class Farm:
 [[port]]
 name = "lan"
 device = "net_memif0,role=client,socket={self.socket},socket-abstract=no"
-addresses = ["10.77.0.254/16"]
-check_address = "10.77.0.253"
+addresses = ["172.29.0.254/16"]
+check_address = "172.29.0.253"
 """
         health = f'health = {{ type = "tcp", interval = "{INTERVAL}s", timeout = "1s", fall = 10 }}'
         service = f"""

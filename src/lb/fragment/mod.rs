@@ -351,7 +351,7 @@ impl Shard {
                     None => Verdict::Pass(Pass::Resolve),
                 }
             }
-            Action::Pass => return Verdict::Pass(Pass::Local),
+            Action::Pass(pass) => return Verdict::Pass(pass),
             Action::Drop => return Verdict::Drop(DropReason::Fragment),
         };
         self.count_fragment(recipe, piece.length);

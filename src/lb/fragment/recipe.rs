@@ -32,8 +32,8 @@ pub enum Action {
         source: IpAddr,
         destination: IpAddr,
     },
-    /// Not balanced: for management, as it is.
-    Pass,
+    /// Not balanced: for management, as it is, by the way of the first.
+    Pass(Pass),
     Drop,
 }
 
@@ -43,7 +43,7 @@ impl Action {
         let port = match verdict {
             Verdict::Transmit(port) => Some(port),
             Verdict::Pass(Pass::Resolve) => None,
-            Verdict::Pass(Pass::Local) => return Self::Pass,
+            Verdict::Pass(pass @ (Pass::Local | Pass::Check)) => return Self::Pass(pass),
             _ => return Self::Drop,
         };
         let (Some(macs), Some((source, destination))) =
@@ -99,4 +99,18 @@ pub fn rewrite<A: Address, F: Frame>(
         write_macs(bytes, link);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_to_management_goes_by_the_way_of_its_first_fragment() {
+        for pass in [Pass::Local, Pass::Check] {
+            assert_eq!(Action::read(Verdict::Pass(pass), &[]), Action::Pass(pass));
+        }
+        let drop = Verdict::Drop(DropReason::NoBackend);
+        assert_eq!(Action::read(drop, &[]), Action::Drop);
+    }
 }
