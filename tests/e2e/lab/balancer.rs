@@ -173,7 +173,8 @@ impl Evenkeel {
         fs::write(&file, text).expect("the configuration");
         let mut process = start_with(lab, &file, "evenkeel.log", options);
         attach(lab, &mut process, TAP, Arms::One);
-        if text.contains(SECOND_TAP) {
+        // Whatever device the second port is by, its TAP has this name.
+        if text.matches("[[port]]").count() == 2 {
             attach(lab, &mut process, SECOND_TAP, Arms::Two);
         }
         let link = lab.balancer.ip(&format!("-o link show dev {TAP}"));
