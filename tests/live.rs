@@ -249,7 +249,7 @@ fn what_cannot_be_changed_is_refused_and_changes_nothing() {
     );
     let refusal = running.refusal(&["backend", "add", "web", "b", "--address", "192.0.2.11"]);
     assert!(
-        refusal.contains("192.0.2.11:80 is already a backend"),
+        refusal.contains("192.0.2.11:80 is already used in backend \"a\" of service \"web\""),
         "{refusal}"
     );
     let refusal = running.refusal(&["service", "remove", "none"]);

@@ -79,6 +79,9 @@ pub fn start(config: &Config) -> Result<Appliance, start::StartError> {
         &mut out,
     );
     net.set_vips(net::vips(config, kernel.learned()), now);
+    if let Some(interval) = config.management.announce_every {
+        net.announce_every(interval, now);
+    }
     let mut desired = Desired::new(config.clone(), facts, ready.reta);
     net.want(desired.destinations(), now, &mut out);
     let (mut checks, mut load) = (Checks::new(config), Load::new(now));

@@ -9,6 +9,7 @@ use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use super::place::invalid_part;
 use super::problem::Problem;
 use crate::mgmt::config::{
     Backend, Config, Diff, Invalid, Located, Service, parse, service_to_toml, to_toml,
@@ -151,11 +152,12 @@ impl Edit {
     /// The configuration with this change, validated as a whole.
     pub fn apply(&self, current: &Config) -> Result<Config, Problem> {
         let mut config = current.clone();
-        let mut extra = String::new();
+        // What stands behind the rest, for it to be validated as a whole, and the caller's own part.
+        let (mut extra, mut part) = (String::new(), "");
         match self {
             Edit::PutService { name, toml } => {
                 config.services.retain(|service| service.name != *name);
-                extra.clone_from(toml);
+                part = toml;
             }
             Edit::RemoveService { name } => {
                 service_mut(&mut config, name)?;
@@ -169,7 +171,8 @@ impl Edit {
                 let mut changed = service_mut(&mut config, service)?.clone();
                 changed.backends.retain(|backend| backend.name != *name);
                 config.services.retain(|other| other.name != *service);
-                extra = service_to_toml(&changed) + "\n" + toml;
+                extra = service_to_toml(&changed) + "\n";
+                part = toml;
             }
             Edit::SetBackend { service, name, set } => {
                 let backend = backend_mut(&mut config, service, name)?;
@@ -184,8 +187,10 @@ impl Edit {
                 service.backends.retain(|backend| backend.name != *name);
             }
         }
-        let text = to_toml(&config) + "\n" + &extra;
-        let mut edited = parse(&text).map_err(|invalid| invalid_edit(&invalid))?;
+        let rest = to_toml(&config) + "\n" + &extra;
+        let before = rest.lines().count();
+        let text = rest + part;
+        let mut edited = parse(&text).map_err(|invalid| invalid_part(&text, before, &invalid))?;
         keep_order(current, &mut edited);
         self.check_name(&edited)?;
         Ok(edited)
@@ -253,16 +258,6 @@ fn backend_mut<'a>(
         .iter_mut()
         .find(|b| b.name == name);
     found.ok_or_else(|| Problem::no_backend(service, name))
-}
-
-/// A part that does not fit: its reasons, without lines, for the text around it is not the caller's.
-fn invalid_edit(invalid: &Invalid) -> Problem {
-    let reasons: Vec<String> = invalid
-        .faults
-        .iter()
-        .map(|fault| fault.error.to_string())
-        .collect();
-    Problem::invalid(reasons.join(" / "), Vec::new())
 }
 
 /// A whole file that is not valid, with every fault's place.

@@ -147,7 +147,7 @@ fn what_does_not_fit_is_refused_with_the_reason() {
     assert!(
         problem
             .detail
-            .starts_with("192.0.2.11:80 is already a backend on line "),
+            .starts_with("192.0.2.11:80 is already used in backend \"a\" of service \"web\"; "),
         "{problem:?}"
     );
     let problem = backend(&format!(

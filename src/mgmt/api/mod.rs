@@ -2,8 +2,10 @@
 //! use it. It runs as tasks on the management thread and owns nothing but the sockets: every answer
 //! comes from the management loop, which it asks over a channel, so it never touches a worker.
 
+mod body;
 mod capture;
 mod change;
+mod place;
 mod problem;
 mod request;
 mod server;
@@ -13,6 +15,8 @@ mod trace;
 mod view;
 mod vips;
 
+#[cfg(test)]
+mod body_tests;
 #[cfg(test)]
 mod change_tests;
 #[cfg(test)]

@@ -16,7 +16,7 @@ pub struct Problem {
     /// The HTTP status.
     pub status: u16,
     pub detail: String,
-    /// Every fault of a configuration, each `line:column: reason; fix`.
+    /// Every fault of a configuration or another body, each `line:column: reason; fix`.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub faults: Vec<String>,
 }
@@ -74,6 +74,20 @@ impl Problem {
     pub fn bad_body(reason: &str) -> Self {
         let detail = format!("the body cannot be used: {reason}; correct it");
         Problem::new(StatusCode::BAD_REQUEST, "bad-body", "Bad body", detail)
+    }
+
+    /// A body in JSON that is broken, or that says what is not asked for there.
+    pub fn bad_json(error: &serde_json::Error) -> Self {
+        let (text, line, column) = (error.to_string(), error.line(), error.column());
+        let place = format!(" at line {line} column {column}");
+        let reason = text.strip_suffix(&place).unwrap_or(&text);
+        let fault = format!("{line}:{column}: {reason}; correct it");
+        let detail = format!("the body cannot be used: {fault}");
+        let problem = Problem::new(StatusCode::BAD_REQUEST, "bad-body", "Bad body", detail);
+        Problem {
+            faults: vec![fault],
+            ..problem
+        }
     }
 
     pub fn no_path(path: &str) -> Self {

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::{HeaderMap, Method, Uri, header};
 use axum::response::{IntoResponse as _, Response};
@@ -11,6 +11,7 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use utoipa::{IntoParams, OpenApi, ToResponse};
 
+use super::body::{JsonBody, Text};
 use super::capture;
 use super::change::{Applied, BackendSettings, Edit, etag, invalid_file};
 use super::problem::Problem;
@@ -227,7 +228,7 @@ async fn replace_config(
     State(handle): State<Handle>,
     how: HowQuery,
     headers: HeaderMap,
-    body: String,
+    Text(body): Text,
 ) -> Change {
     let config = parse(&body).map_err(|invalid| invalid_file(&invalid))?;
     tagged(
@@ -244,7 +245,7 @@ async fn put_service(
     Path(name): Path<String>,
     how: HowQuery,
     headers: HeaderMap,
-    toml: String,
+    Text(toml): Text,
 ) -> Change {
     let edit = Edit::PutService { name, toml };
     tagged(handle.edit(&edit, if_match(&headers), is_dry(how)?).await?)
@@ -269,7 +270,7 @@ async fn put_backend(
     Path((service, name)): Path<(String, String)>,
     how: HowQuery,
     headers: HeaderMap,
-    toml: String,
+    Text(toml): Text,
 ) -> Change {
     let edit = Edit::PutBackend {
         service,
@@ -286,9 +287,8 @@ async fn set_backend(
     Path((service, name)): Path<(String, String)>,
     how: HowQuery,
     headers: HeaderMap,
-    body: Result<Json<BackendSettings>, JsonRejection>,
+    JsonBody(set): JsonBody<BackendSettings>,
 ) -> Change {
-    let Json(set) = body.map_err(|rejection| Problem::bad_body(&rejection.body_text()))?;
     let edit = Edit::SetBackend { service, name, set };
     tagged(handle.edit(&edit, if_match(&headers), is_dry(how)?).await?)
 }

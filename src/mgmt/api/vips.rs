@@ -1,11 +1,12 @@
 //! Who answers for the VIPs, whether traffic is wanted, and the drain of the whole appliance.
 
 use axum::Json;
-use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
+use super::body::JsonBody;
 use super::problem::Problem;
 use super::request::Handle;
 use super::server::Failed;
@@ -40,8 +41,7 @@ pub(super) async fn ready(
 #[utoipa::path(put, path = "/v1/drain", tag = "state", request_body = Drain, responses((status = 200, body = Drain), (status = "default", response = Failed)))]
 pub(super) async fn drain(
     State(handle): State<Handle>,
-    drain: Result<Json<Drain>, JsonRejection>,
+    JsonBody(drain): JsonBody<Drain>,
 ) -> Result<Json<Drain>, Problem> {
-    let Json(drain) = drain.map_err(|rejection| Problem::bad_body(&rejection.body_text()))?;
     handle.drain(drain).await.map(Json)
 }

@@ -104,10 +104,7 @@ impl Checked<'_> {
             self.push(spans.one_packet, error);
         }
         if service.method == Method::FullNat {
-            // Until there is FullNAT, there is no key for its addresses that could be asked for.
-            if self.sink.supported.key("service.local_addresses") {
-                self.local_addresses();
-            }
+            self.local_addresses();
         } else if let Some(span) = spans.local_addresses.first() {
             let error = ConfigError::NotForMethod {
                 key: "local_addresses",

@@ -22,14 +22,6 @@ pub enum ConfigError {
         key: String,
         suggestion: Option<String>,
     },
-    #[error("{0} is not supported yet; remove it")]
-    KeyNotSupported(String),
-    #[error("{key} = \"{value}\" is not supported yet; use {}", one_of(.choices))]
-    ValueNotSupported {
-        key: String,
-        value: String,
-        choices: Vec<&'static str>,
-    },
     #[error("{key} is {found}; write {expected}")]
     WrongType {
         key: String,
@@ -100,19 +92,17 @@ pub enum ConfigError {
         "vip_table = {0} is a table that Linux routes by itself; use another number, such as 179"
     )]
     TableInUse(u32),
-    #[error(
-        "VIP {vip} is advertised otherwise by the service on line {line}; write the same advertise in both"
-    )]
+    #[error("VIP {vip} is advertised otherwise on line {line}; write the same advertise in both")]
     AdvertisedOtherwise { vip: IpAddr, line: usize },
     #[error("there are {0} ports and VLANs; at most 255 are possible")]
     TooManyPorts(usize),
     #[error("{listen} is already listened on, on line {line}; remove one of them")]
     DuplicateListen { listen: Listen, line: usize },
     #[error(
-        "{listen} shares some ports with line {line} and neither is the narrower; make the ranges disjoint or one part of the other"
+        "{listen} shares some ports with the one on line {line} and neither is the narrower; make the ranges disjoint or one part of the other"
     )]
     CrossingListen { listen: Listen, line: usize },
-    #[error("{endpoint} is already a backend on line {line}; remove one and add their weights")]
+    #[error("{endpoint} is already used on line {line}; remove one and add their weights")]
     DuplicateBackend { endpoint: String, line: usize },
     #[error("{address} is already used on line {line}; remove one of them")]
     DuplicateAddress { address: IpAddr, line: usize },
@@ -160,11 +150,11 @@ pub enum ConfigError {
     },
 
     #[error(
-        "VIP {vip} is also the address of the backend on line {line}; give one of them another address"
+        "VIP {vip} is also a backend's address, on line {line}; give one of them another address"
     )]
     VipIsBackend { vip: IpAddr, line: usize },
     #[error(
-        "VIP {vip} is also an address of the port or a router on line {line}; use an address that nobody else answers for"
+        "VIP {vip} is also an address of a port or a router, on line {line}; use an address that nobody else answers for"
     )]
     VipIsOurs { vip: IpAddr, line: usize },
     #[error(

@@ -20,7 +20,6 @@ mod reader;
 mod save;
 mod service;
 mod span;
-mod supported;
 mod values;
 
 #[cfg(test)]
@@ -42,7 +41,6 @@ pub use values::{
 };
 
 use reader::{Reader, Sink};
-use supported::{NOT_YET, Supported};
 
 /// Reads and validates the file at `path`.
 pub fn load(path: &Path) -> Result<Config, FileError> {
@@ -58,11 +56,7 @@ pub fn load(path: &Path) -> Result<Config, FileError> {
 
 /// Reads and validates a configuration. The error holds every fault that was found.
 pub fn parse(text: &str) -> Result<Config, Invalid> {
-    parse_as_if(text, Supported(NOT_YET))
-}
-
-fn parse_as_if(text: &str, supported: Supported) -> Result<Config, Invalid> {
-    let sink = Sink::new(text, supported);
+    let sink = Sink::new(text);
     let (document, faults) = DeTable::parse_recoverable(text);
     for fault in &faults {
         let span = fault.span().unwrap_or_default().into();
@@ -83,10 +77,4 @@ fn parse_as_if(text: &str, supported: Supported) -> Result<Config, Invalid> {
 
 fn one_line(message: &str) -> String {
     message.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// Reads as if every key were supported, for tests of what writes configurations.
-#[cfg(test)]
-pub(crate) fn parse_whole(text: &str) -> Result<Config, Invalid> {
-    parse_as_if(text, Supported(&[]))
 }

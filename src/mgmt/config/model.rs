@@ -81,8 +81,8 @@ pub struct Management {
     /// Read-only OpenMetrics; `None` when switched off.
     pub metrics: Option<SocketAddr>,
     pub log: LogFormat,
-    /// How often VIPs are announced again, beside the announcements at start and link-up.
-    pub advertise: Option<Duration>,
+    /// How often our addresses are announced again, beside the announcements at start and link-up.
+    pub announce_every: Option<Duration>,
     /// The kernel's routing table in which VIPs of services that have their quorum stand as routes,
     /// for a routing daemon to announce.
     pub vip_table: Option<u32>,
@@ -107,7 +107,7 @@ impl Default for Management {
             core: 0,
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9718))),
             log: LogFormat::Text,
-            advertise: None,
+            announce_every: None,
             vip_table: None,
             linger: Management::default_linger(None),
         }

@@ -154,6 +154,7 @@ fn read_management(mut r: Reader<'_>, spans: &mut Spans) -> Management {
     spans.vip_table = span_or(&vip_table, r.span);
     let vip_table = vip_table.map(|at| at.value);
     let linger = r.time("linger", Duration::ZERO..=MINUTE, MILLISECOND);
+    let announce_every = r.time("announce_every", SECOND..=DAY, SECOND);
     let management = Management {
         socket: r
             .string("socket")
@@ -167,7 +168,7 @@ fn read_management(mut r: Reader<'_>, spans: &mut Spans) -> Management {
         log: r
             .choice("log", LogFormat::NAMES)
             .map_or(default.log, |at| at.value),
-        advertise: r.time("advertise", SECOND..=DAY, SECOND).map(|at| at.value),
+        announce_every: announce_every.map(|at| at.value),
         vip_table,
         linger: linger.map_or(Management::default_linger(vip_table), |at| at.value),
     };

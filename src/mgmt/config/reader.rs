@@ -11,21 +11,18 @@ use toml::de::{DeInteger, DeTable, DeValue};
 
 use super::error::{ConfigError, Problem};
 use super::span::{At, Span, position};
-use super::supported::Supported;
 use super::values::{ValueError, format_time, parse_time};
 
 /// Collects the faults of one text.
 pub(super) struct Sink<'t> {
     text: &'t str,
-    pub supported: Supported,
     problems: RefCell<Vec<Problem>>,
 }
 
 impl<'t> Sink<'t> {
-    pub fn new(text: &'t str, supported: Supported) -> Self {
+    pub fn new(text: &'t str) -> Self {
         Sink {
             text,
-            supported,
             problems: RefCell::default(),
         }
     }
@@ -67,7 +64,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The full name of a key, as faults and the table of supported keys spell it.
+    /// The full name of a key, as faults spell it.
     pub fn name(&self, key: &str) -> String {
         if self.path.is_empty() {
             key.to_owned()
@@ -78,14 +75,7 @@ impl<'a> Reader<'a> {
 
     fn value(&mut self, key: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
         self.known.push(key);
-        let (name, value) = self.table.get_key_value(key)?;
-        let path = self.name(key);
-        if !self.sink.supported.key(&path) {
-            self.sink
-                .push(name.span().into(), ConfigError::KeyNotSupported(path));
-            return None;
-        }
-        Some(value)
+        self.table.get(key)
     }
 
     fn wrong_type(&self, key: &str, found: &Spanned<DeValue<'_>>, expected: &'static str) {
@@ -250,48 +240,22 @@ impl<'a> Reader<'a> {
         names: &[(&'static str, T)],
     ) -> Option<At<T>> {
         let text = self.string(key)?;
-        let path = self.name(key);
         let is_proper = |name: &str, value: T| {
             names
                 .iter()
                 .find(|(_, named)| *named == value)
                 .is_some_and(|(n, _)| *n == name)
         };
-        let supported = |name: &str| self.sink.supported.value(&path, name);
-        let choices = || {
-            let proper = names.iter().filter(|(name, value)| is_proper(name, *value));
-            proper
-                .map(|(name, _)| *name)
-                .filter(|name| supported(name))
-                .collect()
-        };
-        let value = text.value.to_owned();
         let Some((_, chosen)) = names.iter().find(|(name, _)| *name == text.value) else {
-            let choices = choices();
-            self.sink.push(
-                text.span,
-                ConfigError::BadChoice {
-                    key: path,
-                    value,
-                    choices,
-                },
-            );
+            let proper = names.iter().filter(|(name, value)| is_proper(name, *value));
+            let error = ConfigError::BadChoice {
+                key: self.name(key),
+                value: text.value.to_owned(),
+                choices: proper.map(|(name, _)| *name).collect(),
+            };
+            self.sink.push(text.span, error);
             return None;
         };
-        let proper = names
-            .iter()
-            .find(|(_, named)| named == chosen)
-            .map_or("", |(name, _)| name);
-        if !supported(proper) {
-            let choices = choices();
-            let error = ConfigError::ValueNotSupported {
-                key: path,
-                value,
-                choices,
-            };
-            // The value is handed on, so that what hangs on it is checked as well.
-            self.sink.push(text.span, error);
-        }
         Some(At {
             value: *chosen,
             span: text.span,

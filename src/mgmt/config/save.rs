@@ -182,7 +182,10 @@ fn write_management(out: &mut Writer, management: &Management) {
         &default.log,
         named(LogFormat::NAMES),
     );
-    out.optional("advertise", management.advertise.as_ref().map(time));
+    out.optional(
+        "announce_every",
+        management.announce_every.as_ref().map(time),
+    );
     out.optional("vip_table", management.vip_table);
     out.changed(
         "linger",

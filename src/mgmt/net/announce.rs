@@ -12,7 +12,7 @@ use super::{Counters, Output};
 use smoltcp::wire::{
     ArpOperation, IPV6_LINK_LOCAL_ALL_NODES, Icmpv6Repr, NdiscNeighborFlags, NdiscRepr,
 };
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
@@ -23,8 +23,6 @@ const SPACING: Duration = Duration::from_secs(1);
 /// Addresses a second, so that 10,000 VIPs do not overrun a switch's control plane at once.
 const PER_SECOND: u32 = 5000;
 const BURST: u32 = 100;
-/// A VIP prefix with more addresses than this is answered for but not announced.
-pub(super) const MAX_LISTED: u32 = 256;
 /// RFC 5227 2.4: DEFEND_INTERVAL.
 const DEFEND: Duration = Duration::from_secs(10);
 const MAX_CONFLICTS: usize = 1024;
@@ -35,6 +33,8 @@ pub(super) struct Announcer {
     queue: BTreeMap<(Instant, u64), (Key, u8)>,
     sequence: u64,
     limit: RateLimit,
+    /// How often everything is announced once more, and when that is due.
+    every: Option<(Duration, Instant)>,
 }
 
 impl Announcer {
@@ -43,14 +43,29 @@ impl Announcer {
             queue: BTreeMap::new(),
             sequence: 0,
             limit: RateLimit::new(PER_SECOND, BURST),
+            every: None,
         }
     }
 
     /// Starts the rounds for these addresses; rounds still under way for them start again.
-    pub fn start(&mut self, keys: &std::collections::BTreeSet<Key>, now: Instant) {
+    pub fn start(&mut self, keys: &BTreeSet<Key>, now: Instant) {
         self.queue.retain(|_, (key, _)| !keys.contains(key));
         for &key in keys {
             self.push(now, key, ROUNDS);
+        }
+    }
+
+    /// Announces everything once more after each `interval`, for switches and hosts that forget or
+    /// that missed the first rounds.
+    pub fn repeat_every(&mut self, interval: Duration, now: Instant) {
+        self.every = Some((interval, now + interval));
+    }
+
+    /// Announces each of `keys` once, unless rounds for it are still under way.
+    fn repeat(&mut self, keys: &BTreeSet<Key>, now: Instant) {
+        let under_way: BTreeSet<Key> = self.queue.values().map(|(key, _)| *key).collect();
+        for &key in keys.difference(&under_way) {
+            self.push(now, key, 1);
         }
     }
 
@@ -71,6 +86,12 @@ impl Announcer {
         now: Instant,
         out: &mut Output,
     ) -> Option<Instant> {
+        if let Some((interval, at)) = self.every
+            && at <= now
+        {
+            self.every = Some((interval, now + interval));
+            self.repeat(&links.announced(), now);
+        }
         while let Some(first) = self.queue.first_entry() {
             if first.key().0 > now {
                 break;
@@ -91,7 +112,9 @@ impl Announcer {
                 self.push(now + SPACING, key, rounds - 1);
             }
         }
-        self.queue.first_key_value().map(|((at, _), _)| *at)
+        let repeat = self.every.map(|(_, at)| at);
+        let next = self.queue.first_key_value().map(|((at, _), _)| *at);
+        [repeat, next].into_iter().flatten().min()
     }
 }
 

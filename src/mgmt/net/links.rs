@@ -5,11 +5,15 @@
 //! state.
 
 use super::frame::Mac;
+use super::neighbour::Key;
 use super::next_hops::NextHops;
 use crate::mgmt::kernel::LearnedRoute;
 use smoltcp::wire::{IpAddress, IpCidr};
 use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// A VIP prefix with more addresses than this is answered for but not announced.
+const MAX_LISTED: u32 = 256;
 
 /// An address with its prefix length; the host part is kept.
 pub type Prefix = IpCidr;
@@ -230,6 +234,17 @@ impl Links {
 
     pub fn iter(&self) -> impl Iterator<Item = &Link> {
         self.links.iter()
+    }
+
+    /// Every address to announce, on each port that it is announced on.
+    #[must_use]
+    pub fn announced(&self) -> BTreeSet<Key> {
+        let of_link = |link: &Link| {
+            let port = link.config.index;
+            let all = link.announced(MAX_LISTED).into_iter();
+            all.map(move |ip| (port, ip))
+        };
+        self.links.iter().flat_map(of_link).collect()
     }
 
     #[must_use]

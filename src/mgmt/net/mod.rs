@@ -29,13 +29,13 @@ pub use links::{PortConfig, Prefix, Route, Vip, prefix};
 pub use next_hops::Way;
 pub use wanted::{net_ports, vips};
 
-use announce::{Announcer, Conflicts, MAX_LISTED};
+use announce::{Announcer, Conflicts};
 use links::Links;
 use neighbour::{Context, Key, Table};
 use reassembly::Reassembly;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// ARP and NDP answers a second: more than any segment asks for, less than a flood.
 const ANSWERS_PER_SECOND: u32 = 10_000;
@@ -143,7 +143,7 @@ impl NetState {
     /// Replaces the ports' configuration. Neighbours learned on ports that stay are kept, and
     /// only addresses that are new are announced.
     pub fn set_ports(&mut self, ports: Vec<PortConfig>, now: Instant, out: &mut Output) {
-        let before = self.announced();
+        let before = self.links.announced();
         self.ways_version += u64::from(!self.links.are(&ports));
         self.links = Links::new(ports, &self.vips);
         self.with_table(now, out, |table, cx| {
@@ -165,7 +165,7 @@ impl NetState {
         if self.vips == vips {
             return;
         }
-        let before = self.announced();
+        let before = self.links.announced();
         self.vips = vips;
         let links = std::mem::replace(&mut self.links, Links::new(Vec::new(), &[]));
         self.links = Links::new(links.into_configs(), &self.vips);
@@ -254,14 +254,23 @@ impl NetState {
 
     /// Announces all our addresses again, for instance when this instance takes over.
     pub fn announce(&mut self, now: Instant) {
-        let all = self.announced();
+        let all = self.links.announced();
         self.announcer.start(&all, now);
+    }
+
+    /// Announces all our addresses again after each `interval`, from now on.
+    pub fn announce_every(&mut self, interval: Duration, now: Instant) {
+        self.announcer.repeat_every(interval, now);
     }
 
     /// The port's link came up, or the port was reset: others may have forgotten us, and we
     /// may have missed what they said.
     pub fn link_up(&mut self, port: u16, now: Instant, out: &mut Output) {
-        let of_port = self.announced().into_iter().filter(|key| key.0 == port);
+        let of_port = self
+            .links
+            .announced()
+            .into_iter()
+            .filter(|key| key.0 == port);
         self.announcer.start(&of_port.collect(), now);
         self.with_table(now, out, |table, cx| table.doubt_port(port, cx));
     }
@@ -288,17 +297,8 @@ impl NetState {
         self.counters
     }
 
-    fn announced(&self) -> BTreeSet<Key> {
-        let of_link = |link: &links::Link| {
-            let port = link.config.index;
-            let all = link.announced(MAX_LISTED).into_iter();
-            all.map(move |ip| (port, ip))
-        };
-        self.links.iter().flat_map(of_link).collect()
-    }
-
     fn announce_since(&mut self, before: &BTreeSet<Key>, now: Instant) {
-        let new = self.announced().difference(before).copied().collect();
+        let new = self.links.announced().difference(before).copied().collect();
         self.announcer.start(&new, now);
     }
 

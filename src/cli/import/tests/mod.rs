@@ -19,7 +19,7 @@ fn read_back(source: &str, import: &Import) -> Config {
         "mtu = 9000",
     ];
     let toml = toml.replace("addresses = []", &addresses.join("\n"));
-    parse_whole(&toml).unwrap_or_else(|faults| panic!("{faults}\nin:\n{toml}"))
+    parse(&toml).unwrap_or_else(|faults| panic!("{faults}\nin:\n{toml}"))
 }
 
 fn services(import: &Import) -> Vec<Service> {

@@ -31,7 +31,7 @@ scheduler = "rr"
 "#;
 
 fn diff(new: &str) -> Diff {
-    Diff::between(&parse_whole(OLD).unwrap(), &parse_whole(new).unwrap())
+    Diff::between(&parse(OLD).unwrap(), &parse(new).unwrap())
 }
 
 fn lines(new: &str) -> Vec<String> {

@@ -33,7 +33,7 @@ fn run(case: &Case) -> Result<ConfigError, String> {
     let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
     let text = case.text.replace('§', "");
     let expected = format!("{line}:{column}: {}", case.fault);
-    let result = parse_as_if(&text, Supported(case.missing));
+    let result = parse(&text);
     match result {
         Err(invalid) if invalid.to_string() == expected => Ok(invalid.faults[0].error.clone()),
         Err(invalid) => Err(format!("expected {expected}\n     got {invalid}\n")),
@@ -64,44 +64,6 @@ fn every_fault_has_a_case_with_line_column_and_fix() {
 }
 
 #[test]
-fn every_key_and_value_that_is_not_supported_exists() {
-    for missing in NOT_YET {
-        match *missing {
-            Missing::Key(path) => {
-                let (table, key) = path.rsplit_once('.').unwrap();
-                let text = match table {
-                    "port" => format!("{PORT}{key} = 1\n"),
-                    "service" => service(&format!("{key} = 1")),
-                    "service.backend" => format!("{PORT}{NAT}{BACKEND}{key} = 1\n"),
-                    _ => format!("{PORT}[{table}]\n{key} = 1\n"),
-                };
-                let fault = parse(&text).unwrap_err().to_string();
-                assert!(
-                    fault.ends_with(&format!("{path} is not supported yet; remove it")),
-                    "{fault}"
-                );
-                let fault = parse_whole(&text).map_or_else(|e| e.to_string(), |_| String::new());
-                assert!(
-                    !fault.contains("unknown key"),
-                    "{path} is read by nobody: {fault}"
-                );
-            }
-            Missing::Value(path, name) => {
-                let names: Vec<&str> = match path {
-                    "service.method" => Method::NAMES.iter().map(|(name, _)| *name).collect(),
-                    "service.scheduler" => Scheduler::NAMES.iter().map(|(name, _)| *name).collect(),
-                    _ => panic!("add the names of {path} here"),
-                };
-                assert!(
-                    names.contains(&name),
-                    "{path} = {name} cannot be written at all"
-                );
-            }
-        }
-    }
-}
-
-#[test]
 fn all_faults_of_a_file_are_told_in_order() {
     let text =
         format!("{PORT}gatewy = 1\n[workers]\nidle = \"pol\"\ncores = \"x\"\n{NAT}weight = 1\n");
@@ -117,16 +79,6 @@ fn all_faults_of_a_file_are_told_in_order() {
         .map(|fault| fault.split(':').next().unwrap())
         .collect();
     assert_eq!(lines, ["5", "7", "8", "14"]);
-}
-
-#[test]
-fn a_value_that_is_not_supported_does_not_hide_what_hangs_on_it() {
-    let text = format!("{PORT}{NAT}{BACKEND}weigth = 2\n").replace("\"rr\"", "\"wlc\"");
-    let faults = parse_as_if(&text, Supported(EARLY)).unwrap_err().faults;
-    let lines: Vec<usize> = faults.iter().map(|fault| fault.line).collect();
-    assert_eq!(lines, [9, 13]);
-    let text = format!("{PORT}{NAT}{BACKEND}").replace("\"nat\"", "\"fullnat\"");
-    assert_eq!(parse(&text).unwrap_err().faults.len(), 1);
 }
 
 #[test]

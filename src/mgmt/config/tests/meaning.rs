@@ -22,7 +22,7 @@ fn every_key_of_the_example_that_is_commented_out_is_known() {
         .lines()
         .map(|line| line.replacen("#: ", "", 1) + "\n")
         .collect();
-    let config = parse_whole(&text).unwrap();
+    let config = parse(&text).unwrap();
     assert!(config.services[0].health.is_some());
 }
 
@@ -37,7 +37,7 @@ fn what_is_left_out_has_its_default() {
 
 fn with_service(service: &str) -> Config {
     let port = "[[port]]\nname = \"p\"\ndevice = \"d\"\nmtu = 9000\naddresses = [\"192.0.2.2/24\", \"2001:db8::2/64\"]\n";
-    parse_whole(&format!("{port}[[service]]\nname = \"s\"\n{service}\n")).unwrap()
+    parse(&format!("{port}[[service]]\nname = \"s\"\n{service}\n")).unwrap()
 }
 
 #[test]

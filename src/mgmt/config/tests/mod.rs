@@ -7,5 +7,4 @@ mod meaning;
 mod round_trip;
 mod values;
 
-use super::supported::{Missing, NOT_YET};
 use super::*;

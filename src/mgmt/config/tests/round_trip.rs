@@ -22,7 +22,7 @@ socket = "/tmp/a \"quoted\" path.sock"
 core = 1
 metrics = "off"
 log = "json"
-advertise = "60s"
+announce_every = "60s"
 vip_table = 179
 linger = "3s"
 
@@ -125,14 +125,10 @@ health = { type = "script", command = ["/bin/check", "-v"] }
 
 #[test]
 fn everything_survives() {
-    let config = parse_whole(EVERYTHING).unwrap();
+    let config = parse(EVERYTHING).unwrap();
     let text = to_toml(&config);
-    assert_eq!(parse_whole(&text).unwrap(), config, "saved as:\n{text}");
-    assert_eq!(
-        to_toml(&parse_whole(&text).unwrap()),
-        text,
-        "saving is stable"
-    );
+    assert_eq!(parse(&text).unwrap(), config, "saved as:\n{text}");
+    assert_eq!(to_toml(&parse(&text).unwrap()), text, "saving is stable");
 }
 
 #[test]

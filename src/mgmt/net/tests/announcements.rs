@@ -79,6 +79,38 @@ fn only_new_addresses_are_announced_after_a_change_and_all_on_request() {
 }
 
 #[test]
+fn all_again_after_each_interval() {
+    let mut world = World::new(lan());
+    let start = world.now;
+    world.net.announce_every(Duration::from_secs(60), start);
+    let mut at = Vec::new();
+    while let Some(due) = world.net.poll(world.now, &mut world.out) {
+        for _ in world.frames() {
+            at.push((world.now - start).as_secs());
+        }
+        if due - start > Duration::from_secs(180) {
+            break;
+        }
+        world.now = due;
+    }
+    assert_eq!(at, [60, 60, 120, 120, 180, 180], "once each, in both forms");
+}
+
+#[test]
+fn a_repetition_leaves_rounds_under_way_alone() {
+    let mut world = World::new(lan());
+    world.net.announce_every(Duration::from_secs(60), world.now);
+    world.after(59_000);
+    world.net.announce(world.now);
+    world.after(10_000);
+    assert_eq!(
+        world.frames().len(),
+        3 * 2,
+        "the repetition at 60 s was spared"
+    );
+}
+
+#[test]
 fn ten_thousand_vips_are_paced() {
     let mut world = World::new(lan());
     let vips = (0..10_000_u32).map(|n| vip(&format!("10.0.{}.{}/32", n >> 8, n & 255)));
