@@ -50,6 +50,8 @@ struct Pool {
     next: u32,
     /// The word of the set of held ports in which the next hold may be over.
     holds: u32,
+    /// Ports in the set of held ones: mostly none, and then nothing is looked for.
+    held: u32,
     used: u32,
 }
 
@@ -150,6 +152,7 @@ impl LocalPorts {
         let pool = Pool {
             next: start,
             holds: start / 64,
+            held: 0,
             used: 0,
         };
         Ok(Self {
@@ -328,7 +331,11 @@ impl LocalPorts {
         second: u32,
     ) -> Option<Lease> {
         let pool = self.pool(address, group);
-        let mut from = self.pools.get(pool)?.holds * 64;
+        let Pool { holds, held, .. } = *self.pools.get(pool)?;
+        if held == 0 {
+            return None;
+        }
+        let mut from = holds * 64;
         let mut best: Option<(u32, u16)> = None;
         for _ in 0..CHOICE {
             let index = self.held.next(pool, from)?;
@@ -339,7 +346,7 @@ impl LocalPorts {
             }
         }
         let (_, index) = best?;
-        self.held.remove(pool, index);
+        self.no_longer_held(pool, index);
         Some(self.taken(self.lease(address, group, local, index)))
     }
 
@@ -381,7 +388,7 @@ impl LocalPorts {
     /// Ends the holds that are over, in the next words of the set and until `words` of it are behind.
     fn end_holds(&mut self, pool: usize, second: u32, words: usize) {
         let (each, mut looks, mut behind) = (self.held.each(), 0, 0);
-        while behind < words && looks < LAST_LOOKS {
+        while self.pools[pool].held > 0 && behind < words && looks < LAST_LOOKS {
             let from = self.pools[pool].holds as usize;
             let Some(word) = self.held.next_word(pool, from) else {
                 return;
@@ -394,11 +401,16 @@ impl LocalPorts {
                 let index = (word * 64) as u16 + bits.trailing_zeros() as u16;
                 bits &= bits - 1;
                 if self.age(pool, index, second) >= HOLD {
-                    self.held.remove(pool, index);
+                    self.no_longer_held(pool, index);
                     self.free.insert(pool, index);
                 }
             }
         }
+    }
+
+    fn no_longer_held(&mut self, pool: usize, index: u16) {
+        self.held.remove(pool, index);
+        self.pools[pool].held -= 1;
     }
 
     /// The connection lies in `slot` now: it was inserted, or moved.
@@ -463,7 +475,10 @@ impl LocalPorts {
         self.young.remove(pool, lease.index);
         self.over.remove(pool, lease.index);
         match held {
-            true => self.held.insert(pool, lease.index),
+            true => {
+                self.held.insert(pool, lease.index);
+                self.pools[pool].held += 1;
+            }
             false => self.free.insert(pool, lease.index),
         }
         self.cells[place] = cell;
