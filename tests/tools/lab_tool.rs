@@ -10,8 +10,6 @@
 //!   answers; with BYTES each question is that long, and of an answer only its name is printed.
 //! - `lab_tool trace ADDRESS:PORT HOPS` sends a UDP packet that lives for one hop, then one for two, and so
 //!   on, and prints who told of its end each time, or `answer` where it was answered.
-//! - `lab_tool syn-flood ADDRESS:PORT RATE FILE` sends so many SYNs a second, each from a random address
-//!   in 11.0.0.0/8, until FILE is there, and prints how many it were.
 //! - `lab_tool tcp-echo PORT` sends back what it receives, on all addresses.
 //! - `lab_tool tcp-hold ADDRESS:PORT COUNT SECONDS` opens COUNT connections, prints `ready`, sends a
 //!   line through each and waits for its echo, round after round, for so long; at the end it prints
@@ -24,7 +22,6 @@
 //! `unwrap`, `udp-echo`, `tcp-echo` and `agent` print `ready` once their sockets are open and end when
 //! they are killed.
 
-mod syn_flood;
 mod trace;
 
 use std::io::{self, Read, Write};
@@ -41,7 +38,6 @@ use smoltcp::wire::{
     Ipv6Packet, Ipv6Repr,
 };
 use socket2::{Domain, Protocol, Socket, Type};
-use syn_flood::syn_flood;
 use trace::trace;
 use tun_rs::{DeviceBuilder, SyncDevice};
 
@@ -68,13 +64,12 @@ fn main() -> ExitCode {
         ["udp-ask", address, count] => udp_ask(address, count, None),
         ["udp-ask", address, count, bytes] => udp_ask(address, count, Some(bytes)),
         ["trace", address, hops] => trace(address, hops),
-        ["syn-flood", address, rate, file] => syn_flood(address, rate, file),
         ["tcp-echo", port] => tcp_echo(port),
         ["tcp-hold", address, count, seconds] => tcp_hold(address, count, seconds),
         ["tcp-keep", address, count, file] => tcp_keep(address, count, file),
         ["agent", address, file] => agent(address, file),
         _ => Err(io::Error::other(
-            "usage: unwrap TUN | wrap SOURCE DESTINATION | udp-echo NAME ADDRESS:PORT... | udp-ask ADDRESS:PORT COUNT [BYTES] | trace ADDRESS:PORT HOPS | syn-flood ADDRESS:PORT RATE FILE | tcp-echo PORT | tcp-hold ADDRESS:PORT COUNT SECONDS | tcp-keep ADDRESS:PORT COUNT FILE | agent ADDRESS:PORT FILE",
+            "usage: unwrap TUN | wrap SOURCE DESTINATION | udp-echo NAME ADDRESS:PORT... | udp-ask ADDRESS:PORT COUNT [BYTES] | trace ADDRESS:PORT HOPS | tcp-echo PORT | tcp-hold ADDRESS:PORT COUNT SECONDS | tcp-keep ADDRESS:PORT COUNT FILE | agent ADDRESS:PORT FILE",
         )),
     };
     match done {

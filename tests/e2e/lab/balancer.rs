@@ -174,7 +174,7 @@ impl Evenkeel {
         let mut process = start_with(lab, &file, "evenkeel.log", options);
         attach(lab, &mut process, TAP, Arms::One);
         // Whatever device the second port is by, its TAP has this name.
-        if text.matches("[[port]]").count() == 2 {
+        if lab.arms == Arms::Two {
             attach(lab, &mut process, SECOND_TAP, Arms::Two);
         }
         let link = lab.balancer.ip(&format!("-o link show dev {TAP}"));

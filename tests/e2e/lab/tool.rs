@@ -26,6 +26,8 @@ fn folder() -> &'static Path {
             "lab_tool",
             "--example",
             "feeder",
+            "--example",
+            "syn_flood",
         ];
         process::check(Command::new(env!("CARGO")).args(arguments));
         // The test itself is `deps/e2e-<hash>` beside `examples`.
@@ -44,10 +46,19 @@ fn path() -> PathBuf {
 
 /// A network card in software before evenkeel's ports: `tests/tools/feeder.rs`.
 pub fn feeder(host: &Namespace, arguments: &[&str], log: PathBuf) -> Running {
-    let path = folder().join("feeder");
-    let mut feeder = host.start(path.to_str().expect("a path in UTF-8"), arguments, log);
-    feeder.wait_for_line("ready");
-    feeder
+    start_program("feeder", host, arguments, log)
+}
+
+/// Forged SYNs at another port of evenkeel's: `tests/tools/syn_flood.rs`.
+pub fn syn_flood(host: &Namespace, arguments: &[&str], log: PathBuf) -> Running {
+    start_program("syn_flood", host, arguments, log)
+}
+
+fn start_program(name: &str, host: &Namespace, arguments: &[&str], log: PathBuf) -> Running {
+    let path = folder().join(name);
+    let mut program = host.start(path.to_str().expect("a path in UTF-8"), arguments, log);
+    program.wait_for_line("ready");
+    program
 }
 
 /// Starts it in `host` and waits until it is ready.
