@@ -8,6 +8,7 @@
 
 mod announce;
 mod echo;
+mod entry;
 mod frame;
 mod limit;
 mod links;

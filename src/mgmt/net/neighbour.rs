@@ -5,6 +5,7 @@
 //! it: the states are RFC 4861 7.3.2's, with one difference in favour of traffic: the old MAC
 //! stays in use until unicast and then broadcast probes have all gone unanswered.
 
+use super::entry::{Entry, Evidence, State};
 use super::frame::{self, Mac};
 use super::limit::RateLimit;
 use super::links::Links;
@@ -36,51 +37,6 @@ const SOLICITS_PER_SECOND: u32 = 1000;
 const SOLICITS_BURST: u32 = 256;
 
 pub(super) type Key = (u16, IpAddr);
-
-/// What a packet says about its sender's MAC.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Evidence {
-    /// An answer to our question: the neighbour hears us (RFC 4861 7.2.5, Solicited flag).
-    Answer,
-    /// The neighbour says so unasked: it exists, but whether it hears us is not known.
-    Claim,
-    /// As `Claim` or `Answer`, but not to replace a MAC we have (Override flag clear).
-    Weak { solicited: bool },
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Static,
-    Incomplete { asked: u8 },
-    Reachable,
-    Stale,
-    Probe { asked: u8 },
-    Failed { rounds: u8 },
-}
-
-#[derive(Debug)]
-struct Entry {
-    state: State,
-    /// Set exactly while the entry is usable.
-    mac: Option<Mac>,
-    wanted: bool,
-    changed: Instant,
-    due: Option<Instant>,
-    held: Vec<Vec<u8>>,
-}
-
-impl Entry {
-    fn new(state: State, mac: Option<Mac>, now: Instant) -> Self {
-        Self {
-            state,
-            mac,
-            wanted: false,
-            changed: now,
-            due: None,
-            held: Vec::new(),
-        }
-    }
-}
 
 #[derive(Debug)]
 pub(super) struct Table {
@@ -494,12 +450,6 @@ impl Table {
             cx.out.events.push(NetEvent::NeighbourSilent { ip, port });
         }
         self.enter(key, State::Failed { rounds: 0 }, cx.now);
-    }
-}
-
-impl Evidence {
-    fn confirms(self) -> bool {
-        matches!(self, Self::Answer | Self::Weak { solicited: true })
     }
 }
 

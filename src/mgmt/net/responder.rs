@@ -5,9 +5,9 @@
 //! not for us is counted and left; no input makes it panic.
 
 use super::announce::plausible_source;
+use super::entry::Evidence;
 use super::frame::{self, ArpParty, Frame, Mac};
 use super::links::Link;
-use super::neighbour::Evidence;
 use super::solicit::{multicast_mac, solicited_node};
 use super::{Fate, NetEvent, NetState, Output};
 use smoltcp::phy::{ChecksumCapabilities, Medium};
