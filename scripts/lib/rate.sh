@@ -158,8 +158,8 @@ measure() {
   # Both wires carry, from evenkeel's point of view.
   wait_for_line 30 evenkeel "port lan: link up" $evenkeel
   wait_for_line 30 evenkeel "port wan: link up" $evenkeel
-  # evenkeel's announcements of its addresses go first, so that they are not counted.
-  sleep 1.5
+  # evenkeel's announcements of its addresses, three in two seconds, go first: the sink counts none of them.
+  sleep 2.3
   tell sink start "packet forwarding packets"
   began=$(date +%s%N)
   tell generator start "packet forwarding packets"
@@ -188,7 +188,7 @@ measure_all() {
   local method
   say "$GENERATOR over $WIRE, $FRAME-byte frames, $SECONDS_EACH s each; $(nproc) CPUs for three programs that poll"
   say
-  say "                ---- generator -- ---------- evenkeel -------- ---- sink ------ "
+  say "                ---- generator -- ---------- evenkeel -------- ---- sink ------"
   say "method               sent   Mp/s  received      sent  dropped  received   Mp/s   lost"
   for method in "${METHODS[@]}"; do measure "$method"; done
 }
