@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::lb::fixture::{CLIENT_MAC, LOCAL, LOCAL6, OUR_MAC};
+use crate::lb::fixture::{CLIENT_MAC, LOCAL, LOCAL6, OUR_MAC, VIP, VIP6};
 use crate::lb::snapshot::ForwardMethod;
 use crate::world::{BACKENDS, Choice, backend};
 
@@ -176,6 +176,22 @@ pub fn answered(sent: &[u8], out: &[u8]) {
         assert_eq!(out[..6], sent[6..12], "to another station");
         assert_eq!(seen.destination, before.source);
     }
+}
+
+/// What a client is asked because of a backend's packet: in the service's name, and right in everything.
+#[track_caller]
+pub fn asked(sent: &[u8], out: &[u8]) {
+    let (seen, before) = (sound(out), read(sent).expect("a backend's packet"));
+    assert_eq!(fault(out, &seen), 0, "checksum: {out:02x?}");
+    assert_eq!(out[6..12], OUR_MAC);
+    assert_eq!((seen.protocol, before.protocol), (6, 6));
+    let ((from, to), (_, client)) = (seen.ends().unwrap(), before.ends().unwrap());
+    assert_eq!(to, client);
+    let vip = if seen.is_v6() { VIP6 } else { VIP };
+    assert_eq!(from.to_string(), vip);
+    // No data.
+    let header = usize::from(out[seen.l4 + 12] >> 4) * 4;
+    assert_eq!((out[seen.l4 + 13], out.len() - seen.l4), (0x10, header));
 }
 
 /// A packet that was forwarded. `cut`: further pieces of it left beside it.

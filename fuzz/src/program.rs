@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::lb::fixture::{Build, OUR_MAC, between};
 use crate::lb::frame::{Frame, MemoryFrame};
 use crate::lb::snapshot::BackendState;
-use crate::lb::{Arrival, Verdict};
+use crate::lb::{Arrival, Pass, Verdict};
 use crate::model;
 use crate::world::{BACKENDS, Choice, Outcome, Travelling, Worlds, backend};
 
@@ -237,6 +237,11 @@ impl Run<'_> {
             Verdict::Reply { port, .. } => {
                 assert_eq!(port, 0);
                 model::answered(&travelling.sent, out);
+            }
+            Verdict::Pass(Pass::Local) => {
+                for (_, beside) in &sent {
+                    model::asked(&travelling.sent, beside.bytes());
+                }
             }
             Verdict::Drop(_) | Verdict::Pass(_) | Verdict::Hold(_) => {}
             Verdict::HandOff(_) | Verdict::Refer(_) => panic!("handed on at the end"),

@@ -1,19 +1,20 @@
 //! The configurations an input can choose, and the workers that process its packets.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use crate::lb::answers::AnswerRates;
 use crate::lb::counters::{DropReason, WorkerCounters};
-use crate::lb::fixture::{Lab, TestOutbox};
+use crate::lb::fixture::{Lab, TestOutbox, VIP, VIP6};
 use crate::lb::flow::Seed;
 use crate::lb::fragment::FragmentStore;
 use crate::lb::frame::{Frame, MemoryFrame};
+use crate::lb::keepalive::{Front, Fronts};
 use crate::lb::owner::Ownership;
 use crate::lb::persistence::Persistence;
 use crate::lb::shard::{Shard, ShardSize};
-use crate::lb::snapshot::{ForwardMethod, Scheduler, Untracked, WhenNoBackend};
+use crate::lb::snapshot::{ForwardMethod, Scheduler, ServiceId, Untracked, WhenNoBackend};
 use crate::lb::{Arrival, MAX_BURST, Now, Pass, Verdict};
 
 pub const BACKENDS: u32 = 4;
@@ -87,6 +88,9 @@ impl Choice {
         if self.1 & 0x0c == 0x0c {
             (service.limits.connections, service.limits.rate) = (12, 40);
         }
+        if self.method() == ForwardMethod::Nat {
+            lab.snapshot.fronts = Arc::new(fronts(&lab));
+        }
         lab.snapshot.flood_guard = if self.0 & 64 == 0 { 0 } else { 50 };
         lab.snapshot.ownership = Ownership {
             reta: 128,
@@ -95,6 +99,21 @@ impl Choice {
         };
         lab
     }
+}
+
+/// The service as its backends' answers are known by.
+fn fronts(lab: &Lab) -> Fronts {
+    let backends = lab.snapshot.backends.iter().flatten();
+    Fronts::new(backends.map(|backend| {
+        let vip = if backend.address.is_ipv4() { VIP } else { VIP6 };
+        let vip: SocketAddr = vip.parse().expect("an endpoint");
+        let front = Front {
+            service: ServiceId(0),
+            vip: vip.ip(),
+            port: vip.port(),
+        };
+        ((backend.address, backend.port), front)
+    }))
 }
 
 /// A frame on its way, and what it was when it came.

@@ -43,6 +43,7 @@ impl Shard {
                 .service_map
                 .find(key.protocol, key.destination.into(), key.destination_port);
         let Some((found, service)) = found.and_then(|f| Some((f, snapshot.service(f.id)?))) else {
+            self.ask_client(snapshot, now, frame, packet, outbox);
             return Verdict::Pass(Pass::Local);
         };
         // A prefix may take in addresses of ours that are nobody's VIP: probes get answers there.
@@ -333,7 +334,7 @@ impl Shard {
 
     /// The backend for a new flow. Under NAT two flows of one client endpoint must not share a
     /// backend endpoint, or its replies could belong to either.
-    fn choose<'s, A: Tracked>(
+    pub(super) fn choose<'s, A: Tracked>(
         &mut self,
         snapshot: &'s Snapshot,
         service: &Service,
@@ -465,7 +466,7 @@ fn reply_owner<A: Tracked>(
 
 /// How a packet without an entry is treated for the sake of the flood guard.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Flood {
+pub(super) enum Flood {
     /// As ever.
     None,
     /// By the consistent hash, as the flow's earlier packets may have gone.

@@ -23,7 +23,7 @@ use super::{Arrival, Now, Outbox, Pass, Verdict, mtu, reset};
 pub struct AnswerRates {
     /// ICMP errors (RFC 1812 4.3.2.8, RFC 4443 2.4 f).
     pub icmp: u32,
-    /// Resets for packets without a connection.
+    /// Resets, and keep-alives, for packets without a connection.
     pub resets: u32,
 }
 
@@ -40,7 +40,7 @@ impl Default for AnswerRates {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AnswerLimits {
     pub icmp: Bucket,
-    resets: Bucket,
+    pub resets: Bucket,
 }
 
 impl AnswerLimits {

@@ -139,7 +139,7 @@ pub struct BackendCounters {
 pub struct WorkerCounters {
     pub received: Counter,
     pub received_bytes: Counter,
-    /// Packets this worker made itself (ICMP errors, resets) or was given by management.
+    /// Packets this worker made itself (ICMP errors, resets, keep-alives) or was given by management.
     pub generated: Counter,
     pub transmitted: Counter,
     pub transmitted_bytes: Counter,
@@ -160,7 +160,9 @@ pub struct WorkerCounters {
     /// Packets forwarded by the consistent hash without an entry.
     pub stateless: Counter,
     pub new_connections: Counter,
-    /// ICMP errors and resets not sent because of their rate limit.
+    /// Keep-alives sent to clients because of a backend's packet without an entry.
+    pub keepalives: Counter,
+    /// ICMP errors, resets and keep-alives not sent because of their rate limit.
     pub unanswered: Counter,
     pub expired: Counter,
     pub evicted: Counter,
@@ -215,6 +217,7 @@ impl WorkerCounters {
             handed_persistent: Counter::default(),
             stateless: Counter::default(),
             new_connections: Counter::default(),
+            keepalives: Counter::default(),
             unanswered: Counter::default(),
             expired: Counter::default(),
             evicted: Counter::default(),

@@ -416,6 +416,7 @@ impl Lab {
                 (0..).zip(locals),
                 [],
             )),
+            fronts: Arc::default(),
             locals: locals.into(),
             flood_guard: 0,
         };

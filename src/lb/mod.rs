@@ -22,6 +22,7 @@ pub mod frame;
 pub mod fullnat;
 pub mod guard;
 pub mod icmp;
+pub mod keepalive;
 pub mod listing;
 mod look;
 pub mod maglev;

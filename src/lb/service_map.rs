@@ -28,7 +28,8 @@ impl Listen {
         self.prefix.length == full
     }
 
-    fn is_exact(&self) -> bool {
+    /// One address and port.
+    pub fn is_exact(&self) -> bool {
         self.is_vip() && self.first_port == self.last_port
     }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::addresses::AddressSet;
 use super::conn::Timeouts;
 use super::flow::{Address, FlowKey};
+use super::keepalive::Fronts;
 use super::maglev::Maglev;
 use super::owner::{Ownership, Side, Sides};
 use super::persistence::Persistence;
@@ -369,6 +370,8 @@ pub struct Snapshot {
     pub ownership: Ownership,
     /// Needed where `two_way` holds or there are several workers.
     pub sides: Arc<Sides>,
+    /// What the answers of NAT flows are from that have lost their entry.
+    pub fronts: Arc<Fronts>,
     /// FullNAT's local addresses. Connections name them by index, so one keeps its index, and is
     /// not taken out, while a connection may name it.
     pub locals: Arc<[IpAddr]>,

@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
-use crate::lab::balancer::web;
-use crate::lab::web::{curl, sha256};
+use crate::lab::balancer::{Evenkeel, web};
+use crate::lab::downloads::Downloads;
+use crate::lab::process::wait_for;
+use crate::lab::web::{SLOW, curl, sha256};
 use crate::lab::{Arms, Lab, METHODS};
 use crate::methods::start;
 
@@ -65,4 +67,30 @@ fn large_answers_arrive_whole_fifty_at_once() {
         ];
         download(lab, &options, url, AT_ONCE);
     });
+}
+
+/// A client that only receives has nothing to say to an evenkeel that has lost its table: all that this
+/// sees of the flow is what the backend sends.
+#[test]
+fn downloads_by_nat_go_on_after_kill_9_and_a_restart_under_mh() {
+    let service = web("nat", "mh");
+    let services = std::slice::from_ref(&service);
+    let Some((lab, mut evenkeel)) = start(Arms::One, 1, services) else {
+        return;
+    };
+    let mut downloads = Downloads::begin(&lab, services, 20, 4);
+    // For a second: no client has a request to send again.
+    wait_for("downloads to be under way", || {
+        let status = evenkeel.status(&lab);
+        let sent = status["services"][0]["out_bytes"].as_u64().expect("bytes");
+        (sent > 20 * SLOW as u64).then_some(())
+    });
+    evenkeel.process.signal("KILL");
+    wait_for("its end", || evenkeel.process.exited());
+    let again = Evenkeel::start(&lab, 1, services);
+    downloads.assert_running();
+    downloads.assert_whole();
+    let status = again.status(&lab);
+    let mut counts = status["counts"].as_array().expect("a list").iter();
+    assert!(counts.any(|row| row["reason"] == "keepalives"), "{status}");
 }

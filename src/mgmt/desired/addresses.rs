@@ -8,10 +8,11 @@ use super::service::method;
 use super::{Desired, PortFacts, config};
 use crate::lb::addresses::AddressSet;
 use crate::lb::flow::protocol;
+use crate::lb::keepalive::{Front, Fronts};
 use crate::lb::owner::Sides;
 use crate::lb::route::{Link, Prefix, Routes, Target};
 use crate::lb::service_map::{Listen, ServiceMap};
-use crate::lb::snapshot::FastMap;
+use crate::lb::snapshot::{FastMap, ForwardMethod};
 use crate::lb::vlan::{Vlan, Vlans};
 use crate::mgmt::net::{NetState, Way};
 
@@ -29,6 +30,31 @@ impl Desired {
             s.backends.iter().map(|b| b.address).chain(sorry)
         });
         Sides::new(listens, (0..).zip(self.locals.iter().copied()), backends)
+    }
+
+    /// Where the answers of NAT flows that the hash finds again are from. Services that listen on a prefix
+    /// or on a range of ports cannot be told from a backend's port.
+    pub(super) fn fronts(&self) -> Fronts {
+        let services = self.places.iter().zip(&self.config.services);
+        let found_again = services.filter(|(_, service)| {
+            let is_nat = method(service.method) == ForwardMethod::Nat;
+            is_nat && service.untracked == config::Untracked::Hash
+        });
+        Fronts::new(found_again.flat_map(|(named, service)| {
+            let listens = service.listen.iter().map(listen);
+            let places = listens.filter(|l| l.protocol == protocol::TCP && l.is_exact());
+            places.flat_map(|place| {
+                let (vip, port) = (place.prefix.address, place.first_port);
+                let front = Front {
+                    service: named.id,
+                    vip,
+                    port,
+                };
+                let backends = service.backends.iter();
+                let same = backends.filter(move |b| b.address.is_ipv4() == vip.is_ipv4());
+                same.map(move |b| ((b.address, b.port.unwrap_or(port)), front))
+            })
+        }))
     }
 
     pub(super) fn own_addresses(&self, map: &ServiceMap) -> AddressSet {
@@ -146,5 +172,60 @@ pub(super) fn listen(listen: &config::Listen) -> Listen {
         prefix: Prefix::new(listen.addresses.address, listen.addresses.length),
         first_port: listen.ports.first,
         last_port: listen.ports.last,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mgmt::config::parse;
+
+    fn service(name: &str, listen: &str, more: &str, backend: &str) -> String {
+        format!(
+            "[[service]]\nname = \"{name}\"\nlisten = [{listen}]\n{more}\n\
+             [[service.backend]]\nname = \"b\"\naddress = \"{backend}\"\n"
+        )
+    }
+
+    #[test]
+    fn answers_are_known_by_the_backends_port_where_it_means_one_place() {
+        let by_hash = "method = \"nat\"\nscheduler = \"mh\"";
+        let both = "\"tcp:192.0.2.80:80\", \"udp:192.0.2.80:80\"";
+        let (least, tunnel) = (
+            by_hash.replace("mh", "wlc"),
+            by_hash.replace("nat", "tunnel"),
+        );
+        let addresses = "\"10.0.0.254/24\", \"2001:db8:1::fe/64\"";
+        let text = [
+            format!(
+                "[[port]]\nname = \"wan\"\ndevice = \"net_null0\"\naddresses = [{addresses}]\n"
+            ),
+            service("both", both, by_hash, "10.0.0.1"),
+            service("wide", "\"tcp:192.0.2.81:80-90\"", by_hash, "10.0.0.2"),
+            service("least", "\"tcp:192.0.2.82:80\"", &least, "10.0.0.3"),
+            service("tunnel", "\"tcp:192.0.2.83:80\"", &tunnel, "10.0.0.4"),
+            service(
+                "two",
+                "\"tcp:192.0.2.84:80\", \"tcp:192.0.2.85:80\"",
+                by_hash,
+                "10.0.0.5",
+            ),
+            service("one-of-two", "\"tcp:192.0.2.86:443\"", by_hash, "10.0.0.5"),
+            service("six", "\"tcp:[2001:db8::80]:80\"", by_hash, "2001:db8:1::1"),
+        ];
+        let config = parse(&text.concat()).expect("a configuration");
+        let desired = Desired::new(config, Vec::new(), 128);
+        let front = |n: usize, vip: &str, port| Front {
+            service: desired.places[n].id,
+            vip: vip.parse().expect("an address"),
+            port,
+        };
+        let end = |address: &str, port| (address.parse().expect("an address"), port);
+        let expected = Fronts::new([
+            (end("10.0.0.1", 80), front(0, "192.0.2.80", 80)),
+            (end("10.0.0.5", 443), front(5, "192.0.2.86", 443)),
+            (end("2001:db8:1::1", 80), front(6, "2001:db8::80", 80)),
+        ]);
+        assert_eq!(desired.fronts(), expected);
     }
 }

@@ -70,6 +70,7 @@ impl Desired {
             next.service_map = Arc::new(map);
             next.checks = Arc::new(self.check_addresses());
             next.sides = Arc::new(self.sides());
+            next.fronts = Arc::new(self.fronts());
             next.two_way = self.config.services.iter().any(is_two_way);
             next.locals = self.locals.as_slice().into();
             next.flood_guard = self.config.workers.flood_guard.unwrap_or(FLOOD_GUARD);

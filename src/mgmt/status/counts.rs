@@ -82,8 +82,13 @@ const WORKERS: &[Count<WorkerCounters>] = &[
         |c| c.stateless.get(),
     ),
     count(
+        "keepalives",
+        "Keep-alives to clients whose flow has lost its entry and of which only the backend speaks.",
+        |c| c.keepalives.get(),
+    ),
+    count(
         "unanswered",
-        "Resets and ICMP errors held back by their rate limit.",
+        "Resets, keep-alives and ICMP errors held back by their rate limit.",
         |c| c.unanswered.get(),
     ),
     count("taken_over", "Packets taken from other workers.", |c| {
