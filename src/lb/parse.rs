@@ -4,6 +4,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::checksum::Sum;
+use super::conn::Conn;
 use super::counters::DropReason;
 use super::flow::{Address, FlowKey, protocol};
 
@@ -98,6 +99,24 @@ impl<A: Address> Packet<A> {
             _ => 0,
         };
         Self::with(frame, protocol, length, tcp_flags)
+    }
+
+    /// The plain packet of this length that a connection's client sent, without its TCP flags.
+    #[inline(always)]
+    pub fn of_client(conn: &Conn<A>, length: u16) -> Self {
+        Self {
+            key: FlowKey {
+                source: conn.client,
+                destination: conn.vip,
+                source_port: conn.client_port,
+                destination_port: conn.vip_port,
+                protocol: conn.protocol,
+            },
+            l3: ETHERNET as u8,
+            l4: Self::PLAIN_L4 as u16,
+            length,
+            tcp_flags: 0,
+        }
     }
 
     #[inline(always)]

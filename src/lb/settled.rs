@@ -6,8 +6,7 @@ use super::answers::rewrite_for_client;
 use super::conn::{Conn, State, flag};
 use super::counters::BackendCounters;
 use super::flow::{Address, FlowKey};
-use super::forward::{Way, rewrite};
-use super::forward::{direct, write_macs};
+use super::forward::{Way, direct, translate, tunnel, write_macs};
 use super::frame::Frame;
 use super::fullnat::{is_local_reply, local_end};
 use super::look::{Kind, Look, Meets};
@@ -82,7 +81,7 @@ enum Stop {
 
 impl Shard {
     /// Forwards settled requests of a family from the first frame on, up to the first that is
-    /// anything else, and returns how many. That one may have lost its padding and nothing else.
+    /// anything else. That one may have lost its padding and nothing else.
     #[inline(always)]
     pub(super) fn forward_settled<A: Tracked, F: Frame>(
         &mut self,
@@ -92,9 +91,33 @@ impl Shard {
         exits: &mut Exits,
     ) {
         // A burst's packets mostly have one method: each has a loop of its own.
-        while self.forward_directly::<A, F>(snapshot, now, rest, exits) == Stop::Method
-            && self.forward_rewritten::<A, F>(snapshot, now, rest, exits) == Stop::Method
-        {}
+        while let Some(method) = self.next_method::<A, F>(snapshot, rest) {
+            let stop = match method {
+                ForwardMethod::DirectRouting => {
+                    self.forward_directly::<A, F>(snapshot, now, rest, exits)
+                }
+                ForwardMethod::Tunnel => self.forward_wrapped::<A, F>(snapshot, now, rest, exits),
+                ForwardMethod::Nat | ForwardMethod::FullNat => {
+                    self.forward_translated::<A, F>(snapshot, now, rest, exits)
+                }
+            };
+            if stop == Stop::Unsettled {
+                break;
+            }
+        }
+    }
+
+    /// The method of the next request, if it should be settled.
+    #[inline(always)]
+    fn next_method<A: Tracked, F>(
+        &self,
+        snapshot: &Snapshot,
+        rest: &Rest<F>,
+    ) -> Option<ForwardMethod> {
+        let look = rest.looks.get(rest.at)?;
+        let conn = A::table(&self.tables).try_get(look.slot)?;
+        let is_request = look.kind == A::REQUEST;
+        is_request.then_some(snapshot.backend(conn.backend)?.method)
     }
 
     /// Those by direct routing.
@@ -108,23 +131,23 @@ impl Shard {
     ) -> Stop {
         let mut run = self.run::<A>(snapshot, now);
         rest.run(A::REQUEST, exits, |frame, look| {
-            let head = head::<A>(frame.bytes_mut()).ok_or(Stop::Unsettled)?;
-            let (conn, backend, link) = run.request(head, look).ok_or(Stop::Unsettled)?;
+            let bytes = plain::<A>(frame.bytes_mut()).ok_or(Stop::Unsettled)?;
+            let (conn, backend, link) = run.request(bytes, look).ok_or(Stop::Unsettled)?;
             let id = conn.backend;
             if backend.method != ForwardMethod::DirectRouting {
                 return Err(Stop::Method);
             }
             // A packet that lives too short is refused before anything is written.
-            direct::forward_plain::<A>(head, link).map_err(|_| Stop::Unsettled)?;
+            direct::forward_plain::<A>(bytes, link).map_err(|_| Stop::Unsettled)?;
             frame.truncate(ETHERNET + usize::from(look.length));
             run.count_in(id, look);
             Ok(link.port)
         })
     }
 
-    /// Those by any other method.
+    /// Those by tunnel.
     #[inline(never)]
-    fn forward_rewritten<A: Tracked, F: Frame>(
+    fn forward_wrapped<A: Tracked, F: Frame>(
         &mut self,
         snapshot: &Snapshot,
         now: Now,
@@ -133,10 +156,36 @@ impl Shard {
     ) -> Stop {
         let mut run = self.run::<A>(snapshot, now);
         rest.run(A::REQUEST, exits, |frame, look| {
-            let head = head::<A>(frame.bytes_mut()).ok_or(Stop::Unsettled)?;
-            let (conn, backend, link) = run.request(head, look).ok_or(Stop::Unsettled)?;
-            let id = conn.backend;
-            if backend.method == ForwardMethod::DirectRouting {
+            let bytes = plain::<A>(frame.bytes_mut()).ok_or(Stop::Unsettled)?;
+            let (conn, backend, link) = run.request(bytes, look).ok_or(Stop::Unsettled)?;
+            let (id, packet) = (conn.backend, Packet::of_client(conn, look.length));
+            if backend.method != ForwardMethod::Tunnel {
+                return Err(Stop::Method);
+            }
+            frame.truncate(ETHERNET + usize::from(look.length));
+            // A packet that lives too short is refused before anything is written.
+            tunnel::forward(frame, &packet, link, backend, look.hash)
+                .map_err(|_| Stop::Unsettled)?;
+            run.count_in(id, look);
+            Ok(link.port)
+        })
+    }
+
+    /// Those by NAT and FullNAT.
+    #[inline(never)]
+    fn forward_translated<A: Tracked, F: Frame>(
+        &mut self,
+        snapshot: &Snapshot,
+        now: Now,
+        rest: &mut Rest<F>,
+        exits: &mut Exits,
+    ) -> Stop {
+        let mut run = self.run::<A>(snapshot, now);
+        rest.run(A::REQUEST, exits, |frame, look| {
+            let bytes = plain::<A>(frame.bytes_mut()).ok_or(Stop::Unsettled)?;
+            let (conn, backend, link) = run.request(bytes, look).ok_or(Stop::Unsettled)?;
+            let (id, packet) = (conn.backend, Packet::of_client(conn, look.length));
+            if !backend.method.is_two_way() {
                 return Err(Stop::Method);
             }
             let way = Way {
@@ -144,10 +193,9 @@ impl Shard {
                 hash: look.hash,
                 local: local_end(snapshot, conn),
             };
-            frame.truncate(ETHERNET + usize::from(look.length));
-            let packet = Packet::<A>::plain(frame.bytes(), look.length).ok_or(Stop::Unsettled)?;
             // A packet that lives too short is refused before anything is written.
-            rewrite(frame, &packet, &way, link).map_err(|_| Stop::Unsettled)?;
+            translate(bytes, &packet, &way, link).map_err(|_| Stop::Unsettled)?;
+            frame.truncate(ETHERNET + usize::from(look.length));
             run.count_in(id, look);
             Ok(link.port)
         })
@@ -247,9 +295,9 @@ impl<'s, A: Address> Run<'s, A> {
     /// The connection of a client's packet, and where it goes, where both are settled and the
     /// packet fits. The time stamp is set.
     #[inline(always)]
-    fn request(&mut self, head: &[u8], look: &Look) -> Option<(&Conn<A>, &'s Backend, &'s Link)> {
+    fn request(&mut self, frame: &[u8], look: &Look) -> Option<(&Conn<A>, &'s Backend, &'s Link)> {
         let conn = self.table.try_get_mut(look.slot)?;
-        if !is_from_client(head, conn)
+        if !is_from_client(frame, conn)
             || conn.progress() != look.settling
             || conn.has(flag::EMBRYONIC)
         {
@@ -311,19 +359,20 @@ impl<'s, A: Address> Run<'s, A> {
     }
 }
 
-/// A plain packet's begin, up to its ports: the length is checked here alone.
+/// A frame that is long enough for a plain packet's headers, as all are in which one was found: the
+/// length is checked here alone.
 #[inline(always)]
-fn head<A: Address>(frame: &mut [u8]) -> Option<&mut [u8]> {
-    frame.get_mut(..Packet::<A>::PLAIN_L4 + 4)
+fn plain<A: Address>(frame: &mut [u8]) -> Option<&mut [u8]> {
+    (frame.len() >= Packet::<A>::PLAIN_L4 + 8).then_some(frame)
 }
 
 /// Whether a plain packet comes from the connection's client and goes to its service; the protocol
 /// is not looked at.
 #[inline(always)]
-fn is_from_client<A: Address>(head: &[u8], conn: &Conn<A>) -> bool {
+fn is_from_client<A: Address>(frame: &[u8], conn: &Conn<A>) -> bool {
     let l4 = Packet::<A>::PLAIN_L4;
-    let ports = [head[l4], head[l4 + 1], head[l4 + 2], head[l4 + 3]];
-    A::are_at(&head[ETHERNET + A::SOURCE_AT..], conn.client, conn.vip)
+    let ports = [frame[l4], frame[l4 + 1], frame[l4 + 2], frame[l4 + 3]];
+    A::are_at(&frame[ETHERNET + A::SOURCE_AT..], conn.client, conn.vip)
         && u32::from_be_bytes(ports) == u32::from(conn.client_port) << 16 | u32::from(conn.vip_port)
 }
 

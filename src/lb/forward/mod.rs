@@ -57,7 +57,7 @@ pub(in crate::lb) fn to_backend<A: Address, F: Frame>(
 
 /// Rewrites a packet that fits for its backend.
 #[inline(always)]
-pub(in crate::lb) fn rewrite<A: Address, F: Frame>(
+fn rewrite<A: Address, F: Frame>(
     frame: &mut F,
     packet: &Packet<A>,
     way: &Way<A>,
@@ -67,12 +67,15 @@ pub(in crate::lb) fn rewrite<A: Address, F: Frame>(
     match backend.method {
         ForwardMethod::DirectRouting => direct::forward(frame.bytes_mut(), packet, link),
         ForwardMethod::Tunnel => tunnel::forward(frame, packet, link, backend, way.hash),
-        ForwardMethod::Nat | ForwardMethod::FullNat => to_nat(frame.bytes_mut(), packet, way, link),
+        ForwardMethod::Nat | ForwardMethod::FullNat => {
+            translate(frame.bytes_mut(), packet, way, link)
+        }
     }
 }
 
+/// Rewrites a packet by NAT or FullNAT.
 #[inline(always)]
-fn to_nat<A: Address>(
+pub(in crate::lb) fn translate<A: Address>(
     frame: &mut [u8],
     packet: &Packet<A>,
     way: &Way<A>,
@@ -106,27 +109,38 @@ pub fn write_u16(bytes: &mut [u8], at: usize, value: u16) {
     bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
 }
 
-/// Takes one off TTL or hop limit, with IPv4's header checksum following. A packet that would
-/// leave with zero is not forwarded (RFC 1812 5.3.1, RFC 8200 3).
+/// Takes one off TTL or hop limit, with IPv4's header checksum following.
 #[inline(always)]
 pub fn decrement_ttl<A: Address>(ip: &mut [u8]) -> Result<(), DropReason> {
+    lower_ttl::<A>(ip)?;
     if A::HEADER == 20 {
-        if ip[8] <= 1 {
-            return Err(DropReason::TtlExpired);
-        }
-        ip[8] -= 1;
         // The TTL is the high byte of its word: the word falls by 0x0100, so the checksum rises
         // by it (RFC 1141), in whatever byte order (RFC 1071 2 B).
         let checksum = u16::from_ne_bytes([ip[10], ip[11]]);
         let (sum, carry) = checksum.overflowing_add(u16::from_be(0x0100));
         ip[10..12].copy_from_slice(&(sum + u16::from(carry)).to_ne_bytes());
-    } else {
-        if ip[7] <= 1 {
-            return Err(DropReason::TtlExpired);
-        }
-        ip[7] -= 1;
     }
     Ok(())
+}
+
+/// Takes one off TTL or hop limit. A packet that would leave with zero is not forwarded (RFC 1812
+/// 5.3.1, RFC 8200 3).
+#[inline(always)]
+fn lower_ttl<A: Address>(ip: &mut [u8]) -> Result<(), DropReason> {
+    let at = if A::HEADER == 20 { 8 } else { 7 };
+    if ip[at] <= 1 {
+        return Err(DropReason::TtlExpired);
+    }
+    ip[at] -= 1;
+    Ok(())
+}
+
+/// What [`lower_ttl`] and a change of addresses mean for IPv4's header checksum, at once.
+#[inline(always)]
+fn adjust_header<A: Address>(ip: &mut [u8], addresses: Change) {
+    if A::HEADER == 20 {
+        addresses.word(0x0100, 0).apply(ip, 10);
+    }
 }
 
 /// Writes an address at `at` of the IP header, with IPv4's header checksum following. Returns the

@@ -6,7 +6,7 @@ use super::super::checksum::Change;
 use super::super::counters::DropReason;
 use super::super::flow::{Address, protocol};
 use super::super::parse::Packet;
-use super::{decrement_ttl, rewrite_addresses, write_address, write_u16};
+use super::{adjust_header, lower_ttl, write_u16};
 
 /// One end of a flow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,12 +52,17 @@ pub fn rewrite_both<A: Address>(
     destination: Endpoint<A>,
 ) -> Result<(), DropReason> {
     let (l3, l4) = (usize::from(packet.l3), usize::from(packet.l4));
-    decrement_ttl::<A>(&mut frame[l3..])?;
-    let change = rewrite_addresses(&mut frame[l3..], source.address, destination.address);
+    let (key, ip) = (&packet.key, &mut frame[l3..]);
+    lower_ttl::<A>(ip)?;
+    source.address.write(&mut ip[A::SOURCE_AT..]);
+    destination.address.write(&mut ip[A::DESTINATION_AT..]);
+    let change = Change::default()
+        .address(key.source, source.address)
+        .address(key.destination, destination.address);
+    adjust_header::<A>(ip, change);
     let l4 = &mut frame[l4..];
     write_u16(l4, 0, source.port);
     write_u16(l4, 2, destination.port);
-    let key = &packet.key;
     let change = change
         .word(key.source_port, source.port)
         .word(key.destination_port, destination.port);
@@ -75,8 +80,11 @@ fn rewrite<A: Address>(
     new: Endpoint<A>,
 ) -> Result<(), DropReason> {
     let (l3, l4) = (usize::from(packet.l3), usize::from(packet.l4));
-    decrement_ttl::<A>(&mut frame[l3..])?;
-    let change = write_address(&mut frame[l3..], address_at, old.address, new.address);
+    let ip = &mut frame[l3..];
+    lower_ttl::<A>(ip)?;
+    new.address.write(&mut ip[address_at..]);
+    let change = Change::default().address(old.address, new.address);
+    adjust_header::<A>(ip, change);
     let l4 = &mut frame[l4..];
     write_u16(l4, port_at, new.port);
     adjust_l4(l4, packet.key.protocol, change.word(old.port, new.port));
@@ -94,6 +102,7 @@ pub fn adjust_l4(l4: &mut [u8], number: u8, change: Change) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::decrement_ttl;
     use super::*;
     use crate::lb::fixture::{tcp4, udp4};
     use crate::lb::parse::{Parsed, parse};

@@ -32,9 +32,35 @@ struct Inner {
     dont_fragment: bool,
     /// Needed only where routers may cut the outer packet (RFC 6864); the inner one's serves.
     identification: u16,
-    length: usize,
+    length: u16,
 }
 
+impl Inner {
+    #[inline(always)]
+    fn of<A: Address>(ip: &[u8], length: u16) -> Self {
+        if A::HEADER == 20 {
+            let dont_fragment = ip[6] & 0x40 != 0;
+            return Self {
+                protocol: protocol::IPIP,
+                traffic_class: ip[1],
+                ttl: ip[8],
+                dont_fragment,
+                identification: if dont_fragment { 0 } else { read_u16(ip, 4) },
+                length,
+            };
+        }
+        Self {
+            protocol: protocol::IPV6,
+            traffic_class: ip[0] << 4 | ip[1] >> 4,
+            ttl: ip[7],
+            dont_fragment: true,
+            identification: 0,
+            length,
+        }
+    }
+}
+
+/// The packet in an IP packet of its own. One that is refused stays as it was.
 #[inline(always)]
 pub fn forward<A: Address, F: Frame>(
     frame: &mut F,
@@ -44,63 +70,53 @@ pub fn forward<A: Address, F: Frame>(
     hash: u64,
 ) -> Result<(), DropReason> {
     let l3 = usize::from(packet.l3);
-    // A packet that is refused stays as it was.
     if ttl::<A>(&frame.bytes()[l3..]) <= 1 {
         return Err(DropReason::TtlExpired);
     }
-    // The old Ethernet header (and tag) goes, the new one and the outer IP header come in front.
-    let overhead = overhead(backend.address);
-    if !frame.prepend(ETHERNET + overhead - l3) {
-        return Err(DropReason::NoHeadroom);
-    }
-    let frame = frame.bytes_mut();
-    let ip = &mut frame[ETHERNET + overhead..];
-    decrement_ttl::<A>(ip)?;
-    let inner = if A::HEADER == 20 {
-        Inner {
-            protocol: protocol::IPIP,
-            traffic_class: ip[1],
-            ttl: ip[8],
-            dont_fragment: ip[6] & 0x40 != 0,
-            identification: if ip[6] & 0x40 != 0 {
-                0
-            } else {
-                read_u16(ip, 4)
-            },
-            length: usize::from(packet.length),
-        }
-    } else {
-        Inner {
-            protocol: protocol::IPV6,
-            traffic_class: ip[0] << 4 | ip[1] >> 4,
-            ttl: ip[7],
-            dont_fragment: true,
-            identification: 0,
-            length: usize::from(packet.length),
-        }
-    };
     let spread = hash as u32 & backend.outer_spread;
-    write_macs(frame, link);
     match (backend.outer_source, backend.address) {
         (IpAddr::V4(source), IpAddr::V4(to)) => {
+            let (outer, inner) = wrap::<A, Ipv4Addr, F>(frame, l3, link, 0x0800)?;
             // A source per flow, or a backend's RSS would see one flow.
             let source = source.to_bits() | spread;
-            write_u16(frame, 12, 0x0800);
-            outer_v4(&mut frame[ETHERNET..], &inner, source.into(), to);
+            let inner = Inner::of::<A>(inner, packet.length);
+            outer_v4(outer, &inner, source.into(), to);
         }
         (IpAddr::V6(source), IpAddr::V6(to)) => {
+            let (outer, inner) = wrap::<A, Ipv6Addr, F>(frame, l3, link, 0x86dd)?;
             let source = source.to_bits() | u128::from(spread);
-            write_u16(frame, 12, 0x86dd);
-            outer_v6(&mut frame[ETHERNET..], &inner, hash, source.into(), to);
+            let inner = Inner::of::<A>(inner, packet.length);
+            outer_v6(outer, &inner, hash, source.into(), to);
         }
         _ => return Err(DropReason::MalformedIp),
     }
     Ok(())
 }
 
+/// Takes the Ethernet header (and tag) in front of `l3` away, and puts a new one there and room for an
+/// outer IP header of family `B`. Returns that room and the inner header, which has come one hop
+/// further.
+#[inline(always)]
+fn wrap<'f, A: Address, B: Address, F: Frame>(
+    frame: &'f mut F,
+    l3: usize,
+    link: &Link,
+    ethertype: u16,
+) -> Result<(&'f mut [u8], &'f [u8]), DropReason> {
+    if !frame.prepend(ETHERNET + B::HEADER - l3) {
+        return Err(DropReason::NoHeadroom);
+    }
+    let headers = &mut frame.bytes_mut()[..ETHERNET + B::HEADER + A::HEADER];
+    write_macs(headers, link);
+    write_u16(headers, 12, ethertype);
+    let (outer, inner) = headers[ETHERNET..].split_at_mut(B::HEADER);
+    decrement_ttl::<A>(inner)?;
+    Ok((outer, inner))
+}
+
 #[inline(always)]
 fn outer_v4(ip: &mut [u8], inner: &Inner, source: Ipv4Addr, backend: Ipv4Addr) {
-    let [high, low] = ((inner.length + 20) as u16).to_be_bytes();
+    let [high, low] = inner.length.wrapping_add(20).to_be_bytes();
     let [id_high, id_low] = inner.identification.to_be_bytes();
     let flags = if inner.dont_fragment { 0x40 } else { 0 };
     let mut words = [
@@ -127,7 +143,7 @@ fn outer_v6(ip: &mut [u8], inner: &Inner, hash: u64, source: Ipv6Addr, backend: 
     // The flow label (RFC 6438) is the low 20 bits of the first word.
     header[1] = class << 4 | (hash >> 16) as u8 & 0x0f;
     write_u16(header, 2, hash as u16);
-    write_u16(header, 4, inner.length as u16);
+    write_u16(header, 4, inner.length);
     header[6] = inner.protocol;
     header[7] = inner.ttl;
     source.write(&mut header[8..]);
