@@ -190,20 +190,31 @@ impl<A: Address> ConnTable<A> {
     }
 
     /// Second pass: asks for the entry that most likely matches and sets `slot`, the begin of the
-    /// bucket so far, to it; or asks for the second bucket.
+    /// bucket so far, to it. One in a hundred is in its second bucket, whose line has to be waited for
+    /// then.
     #[inline(always)]
     pub fn prefetch_entry<T: Tags>(&self, slot: &mut Slot, hash: u64) {
+        let found = self.prefetch_match::<T>(slot, hash);
+        if !found {
+            *slot = Slot((self.second(hash) * WAYS) as u32);
+            self.prefetch_match::<T>(slot, hash);
+        }
+    }
+
+    /// Asks for the first entry with this hash's tag in the bucket that begins at `slot`, and sets
+    /// `slot` to it; false where there is none.
+    #[inline(always)]
+    fn prefetch_match<T: Tags>(&self, slot: &mut Slot, hash: u64) -> bool {
         let Some(Bucket { tags, conns }) = self.buckets.get(slot.bucket()) else {
-            return;
+            return true;
         };
         let found = T::matching(tags, Self::tag(hash));
         if found != 0 {
             let way = found.trailing_zeros();
             prefetch(&conns[way as usize % WAYS]);
             *slot = Slot(slot.0 | way);
-        } else if let Some(other) = self.buckets.get(self.second(hash)) {
-            prefetch(other);
         }
+        found != 0
     }
 
     /// Asks for an entry whose slot is known.
