@@ -180,9 +180,31 @@ impl Hot for SecondPass<'_> {
 }
 
 impl Shard {
+    /// First and second pass. Of a table that no core's cache holds, lines come from afar, and there are
+    /// only so many under way at once: so the second pass follows the first at a distance, and its
+    /// requests are spread over the time that both take.
+    #[inline(always)]
+    pub(super) fn look_at_all<F: Frame>(&self, burst: &Burst, frames: &[F], looks: &mut [Look]) {
+        /// Buckets that a core's own cache holds: about a megabyte.
+        const NEAR: usize = 1024;
+        const DISTANCE: usize = 16;
+        let part = match self.buckets() > NEAR {
+            true => DISTANCE,
+            false => MAX_BURST,
+        };
+        let mut begin = 0;
+        for (n, frames) in frames.chunks(part).enumerate() {
+            let at = n * part;
+            self.first_pass(burst, frames, &mut looks[at..at + frames.len()]);
+            self.second_pass(&mut looks[begin..at]);
+            begin = at;
+        }
+        self.second_pass(&mut looks[begin..frames.len()]);
+    }
+
     /// First pass: what each frame is, and a request for its bucket.
     #[inline(always)]
-    pub(super) fn first_pass<F: Frame>(&self, burst: &Burst, frames: &[F], looks: &mut [Look]) {
+    fn first_pass<F: Frame>(&self, burst: &Burst, frames: &[F], looks: &mut [Look]) {
         let (mut at, count) = (0, frames.len());
         while at < count {
             let (rest, aims) = (&frames[at..], &mut looks[at..]);
@@ -272,7 +294,7 @@ impl Shard {
 
     /// Second pass: a request for each packet's entry.
     #[inline(never)]
-    pub(super) fn second_pass(&self, looks: &mut [Look]) {
+    fn second_pass(&self, looks: &mut [Look]) {
         self.cpu.run(SecondPass { shard: self, looks });
     }
 

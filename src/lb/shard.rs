@@ -118,7 +118,7 @@ impl Shard {
         let burst = Burst::new(snapshot, arrival);
         // Out of `self` while its methods are called; no memory moves.
         let mut looks = std::mem::take(&mut self.looks);
-        self.first_pass(&burst, frames, &mut looks);
+        self.look_at_all(&burst, frames, &mut looks);
         if burst.queues.is_some() && self.is_audit_due() {
             match (looks[0].kind, frames.first()) {
                 (Kind::V4 | Kind::ReplyV4, Some(frame)) => {
@@ -130,7 +130,6 @@ impl Shard {
                 _ => {}
             }
         }
-        self.second_pass(&mut looks[..frames.len()]);
         let exits = self.third_pass(&burst, now, frames, &looks, verdicts, outbox);
         self.looks = looks;
         exits.only()

@@ -10,6 +10,13 @@ use crate::lb::shard::{Shard, ShardSize};
 use crate::lb::snapshot::{ForwardMethod, Scheduler};
 use crate::lb::{Arrival, MAX_BURST, Now, Pass, Verdict};
 
+/// Any numbers without a pattern.
+const SEED: Seed = Seed([
+    0x9e37_79b9_7f4a_7c15,
+    0xd1b5_4a32_d192_ed03,
+    0x8cb9_2ba7_2f3d_8dd7,
+]);
+
 struct World {
     lab: Lab,
     shard: Shard,
@@ -20,17 +27,21 @@ struct World {
 impl World {
     /// One backend for each method, in turn.
     fn new(methods: &[ForwardMethod]) -> Self {
+        Self::with_room(methods, 100)
+    }
+
+    fn with_room(methods: &[ForwardMethod], connections: usize) -> Self {
         let mut lab = Lab::new(Scheduler::RoundRobin, &vec![1; methods.len()]);
         for (n, &method) in methods.iter().enumerate() {
             lab.backend(n as u32).method = method;
         }
         let counters = Arc::new(WorkerCounters::new(methods.len()));
         let size = ShardSize {
-            connections_v4: 100,
+            connections_v4: connections,
             connections_v6: 100,
             services: 1,
         };
-        let shard = Shard::new(size, Seed([1, 3, 5]), 0, 1, counters.clone()).expect("memory");
+        let shard = Shard::new(size, SEED, 0, 1, counters.clone()).expect("memory");
         Self {
             lab,
             shard,
@@ -162,4 +173,35 @@ fn padding_behind_a_settled_packet_is_cut_off() {
     assert_eq!(world.burst(&mut padded), Some(0));
     assert_eq!(padded[0].bytes().len(), whole);
     assert_eq!(world.received(0), (3, 3 * 48));
+}
+
+/// The passes go over a burst in parts then.
+#[test]
+fn of_a_large_table_every_packet_of_a_burst_of_any_length_is_forwarded() {
+    const FLOWS: usize = 40_000;
+    let mut world = World::with_room(&[ForwardMethod::DirectRouting; 2], FLOWS);
+    let udp = |n: usize| {
+        let from = format!("10.{}.{}.1:{}", n >> 8, n & 0xff, 1000 + n % 7);
+        MemoryFrame::new(&udp4(&from, VIP).payload(&[7; 20]).frame())
+    };
+    let all: Vec<usize> = (0..FLOWS).collect();
+    for flows in all.chunks(MAX_BURST) {
+        let mut frames: Vec<_> = flows.iter().map(|&n| udp(n)).collect();
+        assert_eq!(world.burst(&mut frames), Some(0));
+    }
+    assert!(world.shard.buckets() > 1024, "{}", world.shard.buckets());
+    let sent = |world: &World| [0, 1].map(|n| world.received(n).0).iter().sum::<u64>();
+    for length in [1, 15, 16, 17, 31, 32, 33, 48, 63, MAX_BURST] {
+        let before = sent(&world);
+        let mut frames: Vec<_> = (0..length).map(|n| udp(n * 599)).collect();
+        assert_eq!(world.burst(&mut frames), Some(0), "{length}");
+        assert_eq!(sent(&world) - before, length as u64);
+        let ours = [0, 1].map(backend_mac);
+        assert!(
+            frames
+                .iter()
+                .all(|f| ours.iter().any(|mac| f.bytes().starts_with(mac)))
+        );
+    }
+    assert_eq!(world.counters.new_connections.get(), FLOWS as u64);
 }
