@@ -177,6 +177,7 @@ mod tests {
         assert_eq!(map.get(ip("::a00:1")), Some(&2));
         assert_eq!(map.get(ip("0.0.0.1")), None);
     }
+
     #[test]
     fn maps_of_the_same_values_are_equal_in_whatever_order_they_were_made() {
         let of = |values: &[u32]| {

@@ -9,6 +9,7 @@ pub mod answers;
 pub mod bucket;
 pub mod capture;
 pub mod checksum;
+mod choose;
 #[cfg(test)]
 pub mod cluster;
 pub mod conn;
