@@ -64,9 +64,16 @@ class HugePages:
             self.set(before + missing)
             # The kernel gives what it has in one piece, which may be less; asked again, it makes more.
             self.taken += self.reserved() - before
+            if self.reserved() - before < missing:
+                self.make_room()
         free, size = self.free()
         if free * size < mib:
             die(f"{mib} MiB of huge pages are needed and {free * size} could be had: free memory")
+
+    def make_room(self):
+        """Has the kernel give up what it keeps of files, and put what is free together."""
+        for knob in ("drop_caches", "compact_memory"):
+            pathlib.Path("/proc/sys/vm", knob).write_text("1")
 
     def reserved(self):
         return int(self.KNOB.read_text())

@@ -31,7 +31,11 @@ class Pages(HugePages):
     def __init__(self, knob, had, gives, at_once=1000):
         super().__init__()
         self.KNOB, self.had, self.gives, self.at_once = knob, had, gives, at_once
+        self.rooms = 0
         knob.write_text(str(had))
+
+    def make_room(self):
+        self.rooms += 1
 
     def set(self, count):
         most = min(self.had + self.gives, self.reserved() + self.at_once)
@@ -47,6 +51,7 @@ class HugePagesTest(unittest.TestCase):
             pages = Pages(pathlib.Path(directory) / "knob", had=100, gives=20, at_once=8)
             pages.need(240)
             self.assertEqual(pages.KNOB.read_text(), "120")
+            self.assertEqual(pages.rooms, 2, "all came at the third try")
             pages.give_back()
             self.assertEqual(pages.KNOB.read_text(), "100")
 
