@@ -2,14 +2,14 @@
 //! the table by line and column, and in the rest, which its author has not before him, by name. Pure.
 
 use super::problem::Problem;
-use crate::mgmt::config::Invalid;
+use crate::mgmt::config::{ConfigError, Invalid};
 
 /// What is wrong with a `whole` text of which the caller wrote what follows the first `before` lines.
 /// The detail is without lines: it also goes to those who gave the values, and a program wrote the text.
 pub(super) fn invalid_part(whole: &str, before: usize, invalid: &Invalid) -> Problem {
     let (mut reasons, mut faults) = (Vec::new(), Vec::new());
     for fault in &invalid.faults {
-        let reason = with_names(whole, before, &fault.error.to_string());
+        let reason = with_names(whole, before, &fault.error);
         faults.push(match fault.line.checked_sub(before) {
             None | Some(0) => format!("{}: {reason}", table(whole, fault.line)),
             Some(line) => format!("{line}:{}: {reason}", fault.column),
@@ -19,18 +19,20 @@ pub(super) fn invalid_part(whole: &str, before: usize, invalid: &Invalid) -> Pro
     Problem::invalid(reasons.join(" / "), faults)
 }
 
-/// Puts in the place of "on line N" what is there.
-fn with_names(whole: &str, before: usize, reason: &str) -> String {
-    const ON_LINE: &str = "on line ";
-    let Some((start, rest)) = reason.split_once(ON_LINE) else {
-        return reason.to_owned();
+/// The reason, with what is there in the place of "on line N".
+fn with_names(whole: &str, before: usize, error: &ConfigError) -> String {
+    let reason = error.to_string();
+    let Some(line) = error.other_line() else {
+        return reason;
     };
-    let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (line, end) = rest.split_at(digits);
-    let line: usize = line.parse().unwrap_or_default();
-    match line.checked_sub(before) {
-        None | Some(0) => format!("{start}in {}{end}", table(whole, line)),
-        Some(line) => format!("{start}{ON_LINE}{line}{end}"),
+    let place = match line.checked_sub(before) {
+        None | Some(0) => format!("in {}", table(whole, line)),
+        Some(line) => format!("on line {line}"),
+    };
+    // Names that may say the same stand before it.
+    match reason.rsplit_once(&format!("on line {line}")) {
+        Some((start, end)) => format!("{start}{place}{end}"),
+        None => reason,
     }
 }
 
@@ -118,6 +120,16 @@ address = "192.0.2.11"
         assert_eq!(
             faults(BEFORE, &twice),
             ["6:11: 192.0.2.12:80 is already used on line 3; remove one and add their weights"]
+        );
+    }
+
+    #[test]
+    fn values_that_speak_of_lines_stay_as_they_are() {
+        let part = "[[service.backend]]\nname = \"on line 9\"\naddress = \"192.0.2.12\"\n";
+        let told = faults(BEFORE, part);
+        assert!(
+            told[0].starts_with("2:8: service.backend.name = \"on line 9\" is not a name"),
+            "{told:?}"
         );
     }
 

@@ -229,6 +229,29 @@ pub enum ConfigError {
     TimeoutAboveInterval { timeout: String, interval: String },
 }
 
+impl ConfigError {
+    /// The other line that this is about, which the text has as "on line N".
+    pub fn other_line(&self) -> Option<usize> {
+        use ConfigError::*;
+        match *self {
+            DuplicateName { line, .. }
+            | DuplicateDevice { line, .. }
+            | DuplicateVlan { line, .. }
+            | DuplicateInterface { line, .. }
+            | AdvertisedOtherwise { line, .. }
+            | DuplicateListen { line, .. }
+            | CrossingListen { line, .. }
+            | DuplicateBackend { line, .. }
+            | DuplicateAddress { line, .. }
+            | VipIsBackend { line, .. }
+            | VipIsOurs { line, .. }
+            | BackendIsOurs { line, .. }
+            | CheckAddressTaken { line, .. } => Some(line),
+            _ => None,
+        }
+    }
+}
+
 fn suggest(suggestion: &Option<String>, otherwise: &str) -> String {
     match suggestion {
         Some(key) => format!("did you mean \"{key}\"?"),

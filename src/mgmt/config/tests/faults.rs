@@ -50,6 +50,12 @@ fn every_fault_has_a_case_with_line_column_and_fix() {
     let file_errors = 3;
     let all = kinds(include_str!("../error.rs")) - file_errors;
     assert_eq!(seen.len(), all, "a variant of ConfigError has no case here");
+    for fault in &faults {
+        let (text, other) = (fault.to_string(), fault.other_line());
+        let told = other.map(|line| format!("on line {line}"));
+        assert!(told.is_none_or(|told| text.contains(&told)), "{text}");
+        assert_eq!(text.contains("on line "), other.is_some(), "{text}");
+    }
 
     let values = faults.iter().filter_map(|fault| match fault {
         BadValue { error, .. } => Some(discriminant(error)),
