@@ -179,8 +179,8 @@ unsafe impl Zeroed for u64 {}
 // SAFETY: see the connection's definition: integers, addresses made of bytes, and enums whose
 // first variant has discriminant 0.
 unsafe impl<A: crate::lb::flow::Address> Zeroed for crate::lb::conn::Conn<A> {}
-// SAFETY: integers and connections.
-unsafe impl<A: crate::lb::flow::Address> Zeroed for crate::lb::table::Bucket<A> {}
+// SAFETY: integers.
+unsafe impl Zeroed for TagLine {}
 // SAFETY: integers and booleans.
 unsafe impl Zeroed for crate::lb::persistence::Template {}
 

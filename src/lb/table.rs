@@ -13,7 +13,7 @@
 
 mod change;
 
-use crate::arch::{Region, TagLine, Tags, match_tags, prefetch, prefetch_index};
+use crate::arch::{Region, TagLine, Tags, match_tags, prefetch_index};
 
 use super::conn::{Conn, flag};
 use super::flow::{Address, Seed, endpoint_hash};
@@ -62,18 +62,13 @@ pub struct Inserted<A: Address> {
     pub evicted: Option<Conn<A>>,
 }
 
-/// The tags of 32 entries, 0 for a free one, and the entries.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-pub(crate) struct Bucket<A: Address> {
-    tags: TagLine,
-    conns: [Conn<A>; WAYS],
-}
-
 pub struct ConnTable<A: Address> {
     seed: Seed,
-    /// Row after row, `lanes` to a row; those beyond `rows` are empty and not in use.
-    buckets: Region<Bucket<A>>,
+    /// The buckets' tags, 0 for a free entry: row after row, `lanes` to a row; those beyond `rows` are
+    /// empty and not in use.
+    tags: Region<TagLine>,
+    /// The entries, [`WAYS`] to a bucket.
+    conns: Region<Conn<A>>,
     /// A key's lane is the same in both its rows, and however many rows there are.
     lanes: usize,
     /// Rows in use, at least one, the bits that tell them apart, and the highest of those.
@@ -93,7 +88,8 @@ impl<A: Address> ConnTable<A> {
         let lanes = wanted.div_ceil(rows);
         Ok(Self {
             seed,
-            buckets: Region::zeroed(rows * lanes)?,
+            tags: Region::zeroed(rows * lanes)?,
+            conns: Region::zeroed(rows * lanes * WAYS)?,
             lanes,
             rows: 1,
             mask: 1,
@@ -105,7 +101,7 @@ impl<A: Address> ConnTable<A> {
 
     /// Slots in all; an insert can fail a little before they are used up.
     pub fn capacity(&self) -> usize {
-        self.buckets.len() * WAYS
+        self.conns.len()
     }
 
     /// Entries in use, expired ones that no sweep has met included.
@@ -124,7 +120,7 @@ impl<A: Address> ConnTable<A> {
 
     /// Bytes of memory the table takes, tags and entries.
     pub fn memory(&self) -> usize {
-        self.buckets.len() * size_of::<Bucket<A>>()
+        self.tags.len() * size_of::<TagLine>() + self.conns.len() * size_of::<Conn<A>>()
     }
 
     #[inline(always)]
@@ -185,7 +181,7 @@ impl<A: Address> ConnTable<A> {
     #[inline(always)]
     pub fn prefetch_bucket(&self, hash: u64) -> Slot {
         let bucket = self.first(hash);
-        prefetch_index(&self.buckets, bucket);
+        prefetch_index(&self.tags, bucket);
         Slot((bucket * WAYS) as u32)
     }
 
@@ -205,14 +201,13 @@ impl<A: Address> ConnTable<A> {
     /// `slot` to it; false where there is none.
     #[inline(always)]
     fn prefetch_match<T: Tags>(&self, slot: &mut Slot, hash: u64) -> bool {
-        let Some(Bucket { tags, conns }) = self.buckets.get(slot.bucket()) else {
+        let Some(tags) = self.tags.get(slot.bucket()) else {
             return true;
         };
         let found = T::matching(tags, Self::tag(hash));
         if found != 0 {
-            let way = found.trailing_zeros();
-            prefetch(&conns[way as usize % WAYS]);
-            *slot = Slot(slot.0 | way);
+            *slot = Slot(slot.0 | found.trailing_zeros());
+            prefetch_index(&self.conns, slot.index());
         }
         found != 0
     }
@@ -220,17 +215,14 @@ impl<A: Address> ConnTable<A> {
     /// Asks for an entry whose slot is known.
     #[inline(always)]
     pub fn prefetch_slot(&self, slot: Slot) {
-        if let Some(conn) = self.try_get(slot) {
-            prefetch(conn);
-        }
+        prefetch_index(&self.conns, slot.index());
     }
 
     /// Third pass, in the hope that [`ConnTable::prefetch_entry`] found the right one: the entry
     /// there, which may have changed since or be gone, so that its state, too, must be looked at.
     #[inline(always)]
     pub fn try_get_mut(&mut self, slot: Slot) -> Option<&mut Conn<A>> {
-        let bucket = self.buckets.get_mut(slot.bucket())?;
-        Some(&mut bucket.conns[slot.way()])
+        self.conns.get_mut(slot.index())
     }
 
     /// The entry with this hash for which `matches` holds.
@@ -248,12 +240,11 @@ impl<A: Address> ConnTable<A> {
         tag: u16,
         matches: &impl Fn(&Conn<A>) -> bool,
     ) -> Option<Slot> {
-        let Bucket { tags, conns } = &self.buckets[bucket];
-        let mut found = match_tags(tags, tag);
+        let mut found = match_tags(&self.tags[bucket], tag);
         while found != 0 {
-            let way = found.trailing_zeros() as usize;
-            if matches(&conns[way % WAYS]) {
-                return Some(Slot((bucket * WAYS + way) as u32));
+            let slot = Slot((bucket * WAYS) as u32 + found.trailing_zeros());
+            if matches(self.get(slot)) {
+                return Some(slot);
             }
             found &= found - 1;
         }
@@ -262,19 +253,18 @@ impl<A: Address> ConnTable<A> {
 
     #[inline(always)]
     pub fn get(&self, slot: Slot) -> &Conn<A> {
-        &self.buckets[slot.bucket()].conns[slot.way()]
+        &self.conns[slot.index()]
     }
 
     /// The entry of a slot that may be another table's, where there is one.
     #[inline(always)]
     pub fn try_get(&self, slot: Slot) -> Option<&Conn<A>> {
-        let bucket = self.buckets.get(slot.bucket())?;
-        Some(&bucket.conns[slot.way()])
+        self.conns.get(slot.index())
     }
 
     #[inline(always)]
     pub fn get_mut(&mut self, slot: Slot) -> &mut Conn<A> {
-        &mut self.buckets[slot.bucket()].conns[slot.way()]
+        &mut self.conns[slot.index()]
     }
 
     /// Looks at the next `buckets` buckets and removes what has expired by `second`, and embryonic
@@ -318,7 +308,7 @@ impl<A: Address> ConnTable<A> {
             .filter(|&b| b < self.buckets())
             .flat_map(move |bucket| {
                 (0..WAYS)
-                    .filter(move |&way| self.buckets[bucket].tags.0[way] != 0)
+                    .filter(move |&way| self.tags[bucket].0[way] != 0)
                     .map(move |way| {
                         let slot = Slot((bucket * WAYS + way) as u32);
                         (slot, self.get(slot))

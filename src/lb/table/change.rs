@@ -1,6 +1,6 @@
 //! What changes where entries lie: inserting, removing, and growing and shrinking by a row.
 
-use super::{Bucket, ConnTable, Full, Inserted, Slot, WAYS};
+use super::{ConnTable, Full, Inserted, Slot, WAYS};
 use crate::arch::match_tags;
 use crate::lb::conn::{Conn, State, flag};
 use crate::lb::flow::Address;
@@ -37,7 +37,7 @@ impl<A: Address> ConnTable<A> {
         }
         let slot = slot.or_else(|| self.oldest_embryonic(hash, &conn));
         let slot = slot.ok_or(Full)?;
-        let is_taken = self.buckets[slot.bucket()].tags.0[slot.way()] != 0;
+        let is_taken = self.tags[slot.bucket()].0[slot.way()] != 0;
         let evicted = is_taken.then(|| self.remove(slot));
         self.put(slot, Self::tag(hash), conn);
         Ok(Inserted { slot, evicted })
@@ -68,7 +68,7 @@ impl<A: Address> ConnTable<A> {
     /// Splits a row in two; false where all the memory is in use.
     #[inline(never)]
     fn grow(&mut self, moved: &mut impl FnMut(&Conn<A>, Slot)) -> bool {
-        if self.buckets() == self.buckets.len() {
+        if self.buckets() == self.tags.len() {
             return false;
         }
         let (old, new) = (self.rows - (1 << self.rows.ilog2()), self.rows);
@@ -76,7 +76,7 @@ impl<A: Address> ConnTable<A> {
             let (from, to) = (old * self.lanes + lane, new * self.lanes + lane);
             for way in 0..WAYS {
                 let slot = Slot((from * WAYS + way) as u32);
-                let tag = self.buckets[from].tags.0[way];
+                let tag = self.tags[from].0[way];
                 if tag == 0 {
                     continue;
                 }
@@ -115,7 +115,7 @@ impl<A: Address> ConnTable<A> {
         for lane in 0..self.lanes {
             let (from, to) = (last * self.lanes + lane, into * self.lanes + lane);
             for way in 0..WAYS {
-                let tag = self.buckets[from].tags.0[way];
+                let tag = self.tags[from].0[way];
                 if tag != 0
                     && let Some(slot) = self.free_slot(to)
                 {
@@ -132,7 +132,7 @@ impl<A: Address> ConnTable<A> {
     /// A bit for each free way of a bucket.
     #[inline(always)]
     pub(super) fn free_ways(&self, bucket: usize) -> u32 {
-        match_tags(&self.buckets[bucket].tags, 0)
+        match_tags(&self.tags[bucket], 0)
     }
 
     #[inline(always)]
@@ -143,9 +143,8 @@ impl<A: Address> ConnTable<A> {
 
     #[inline(always)]
     fn put(&mut self, slot: Slot, tag: u16, conn: Conn<A>) {
-        let bucket = &mut self.buckets[slot.bucket()];
-        bucket.tags.0[slot.way()] = tag;
-        bucket.conns[slot.way()] = conn;
+        self.tags[slot.bucket()].0[slot.way()] = tag;
+        self.conns[slot.index()] = conn;
         self.length += 1;
     }
 
@@ -187,12 +186,11 @@ impl<A: Address> ConnTable<A> {
 
     /// Takes an entry out and returns it.
     pub fn remove(&mut self, slot: Slot) -> Conn<A> {
-        let Bucket { tags, conns } = &mut self.buckets[slot.bucket()];
-        tags.0[slot.way()] = 0;
+        self.tags[slot.bucket()].0[slot.way()] = 0;
         self.length -= 1;
-        let conn = conns[slot.way()];
-        conns[slot.way()].state = State::None;
-        conns[slot.way()].flags = 0;
+        let conn = *self.get(slot);
+        let left = self.get_mut(slot);
+        (left.state, left.flags) = (State::None, 0);
         conn
     }
 }
