@@ -179,12 +179,15 @@ pub(super) fn fold(a: u64, b: u64) -> u64 {
 /// both know these three, so both directions probe the same bucket (DESIGN decision 3).
 #[inline(always)]
 pub fn endpoint_hash<A: Address>(seed: &Seed, protocol: u8, address: A, port: u16) -> u64 {
+    // As they stand in a packet, whose bytes need not be swapped then.
     let (high, low) = address.words();
-    let tail = u64::from(port) << 16 | u64::from(protocol);
+    let tail = u64::from(port.to_be()) << 16 | u64::from(protocol);
     if A::HEADER == 20 {
-        fold((low << 32 | tail) ^ seed.0[0], seed.0[1])
+        let address = u64::from((low as u32).to_be());
+        fold((address << 32 | tail) ^ seed.0[0], seed.0[1])
     } else {
-        fold(fold(high ^ seed.0[0], low ^ seed.0[1]) ^ tail, seed.0[2])
+        let address = fold(high.to_be() ^ seed.0[0], low.to_be() ^ seed.0[1]);
+        fold(address ^ tail, seed.0[2])
     }
 }
 
