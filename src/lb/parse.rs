@@ -175,8 +175,7 @@ impl Fixed {
 
     #[inline(always)]
     fn matches(&self, (first, second): (u64, u32)) -> bool {
-        let first = (first ^ self.bits.0) & self.mask.0;
-        first | u64::from((second ^ self.bits.1) & self.mask.1) == 0
+        first & self.mask.0 == self.bits.0 && second & self.mask.1 == self.bits.1
     }
 }
 

@@ -112,14 +112,20 @@ pub fn write_u16(bytes: &mut [u8], at: usize, value: u16) {
 /// Takes one off TTL or hop limit, with IPv4's header checksum following.
 #[inline(always)]
 pub fn decrement_ttl<A: Address>(ip: &mut [u8]) -> Result<(), DropReason> {
-    lower_ttl::<A>(ip)?;
-    if A::HEADER == 20 {
-        // The TTL is the high byte of its word: the word falls by 0x0100, so the checksum rises
-        // by it (RFC 1141), in whatever byte order (RFC 1071 2 B).
-        let checksum = u16::from_ne_bytes([ip[10], ip[11]]);
-        let (sum, carry) = checksum.overflowing_add(u16::from_be(0x0100));
-        ip[10..12].copy_from_slice(&(sum + u16::from(carry)).to_ne_bytes());
+    if A::HEADER != 20 {
+        return lower_ttl::<A>(ip);
     }
+    let Some(word) = ip[8..].first_chunk_mut::<4>() else {
+        return Err(DropReason::Truncated);
+    };
+    let [ttl, ..] = *word;
+    if ttl <= 1 {
+        return Err(DropReason::TtlExpired);
+    }
+    // TTL, protocol and checksum as one number. As the TTL is a high byte, the sum of the words falls
+    // by 0x0100 and the checksum rises by it (RFC 1141), in whatever byte order (RFC 1071 2 B).
+    let (sum, carry) = u32::from_le_bytes(*word).overflowing_add(0x1_0000 - 1);
+    *word = (sum + (u32::from(carry) << 16)).to_le_bytes();
     Ok(())
 }
 
