@@ -134,10 +134,7 @@ impl<A: Address> ConnTable<A> {
     fn row(&self, bits: usize) -> usize {
         let row = bits & self.mask;
         let unsplit = row.wrapping_sub(self.half);
-        match row < self.rows {
-            true => row,
-            false => unsplit,
-        }
+        std::hint::select_unpredictable(row < self.rows, row, unsplit)
     }
 
     fn set_rows(&mut self, rows: usize) {
