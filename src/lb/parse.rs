@@ -256,19 +256,15 @@ impl Packet<Ipv6Addr> {
     }
 }
 
-/// Verifies the checksum of an IPv4 header without options behind an Ethernet header, which says
-/// that it is one. The one's complement sum is a sum modulo 2^16 - 1 that does not depend on the byte
-/// order (RFC 1071 2 B), and that of a sound header is zero.
+/// Verifies the checksum of an IPv4 header without options behind an Ethernet header. The one's
+/// complement sum is a sum modulo 2^16 - 1 that does not depend on the byte order (RFC 1071 2 B), and
+/// that of a sound header is zero. As 2^64 is one in it, the carry of wider words goes in below.
 #[inline(always)]
 fn has_sound_checksum(head: &Head) -> bool {
-    // Three words hold it, beside the ethertype, and the third has two bytes of the second.
-    const ETHERTYPE: u64 = u16::from_le_bytes(ETHERTYPE_IPV4.to_be_bytes()) as u64;
-    let rest = word(head, 26) >> 16;
-    let (sum, carry) = word(head, 12).overflowing_add(word(head, 20));
-    let (sum, more) = sum.overflowing_add(rest + (0xffff - ETHERTYPE) + u64::from(carry));
-    let sum = sum + u64::from(more);
-    let sum = (sum >> 32) + (sum & 0xffff_ffff);
-    sum.is_multiple_of(0xffff)
+    let (sum, carry) = word(head, 14).overflowing_add(word(head, 22));
+    let last = u64::from(half_word(head, 30)) + u64::from(carry);
+    let (sum, carry) = sum.overflowing_add(last);
+    (sum + u64::from(carry)).is_multiple_of(0xffff)
 }
 
 fn parse_tagged(frame: &[u8], checksum_verified: bool) -> Parsed {
