@@ -235,13 +235,18 @@ impl Shard {
         aim_v4: impl Fn(&Self, &Burst, &FlowKey<Ipv4Addr>, &mut Look),
         aim_v6: impl Fn(&Self, &Burst, &FlowKey<Ipv6Addr>, &mut Look),
     ) -> usize {
-        let done = self.aim_run(burst, frames, looks, aim_v4);
-        done + self.aim_run(burst, &frames[done..], &mut looks[done..], aim_v6)
+        // A port's NIC verifies checksums or it does not.
+        let done = match frames.first().is_some_and(F::ip_checksum_verified) {
+            true => self.aim_run::<_, _, true>(burst, frames, looks, aim_v4),
+            false => self.aim_run::<_, _, false>(burst, frames, looks, aim_v4),
+        };
+        done + self.aim_run::<_, _, false>(burst, &frames[done..], &mut looks[done..], aim_v6)
     }
 
-    /// Plain packets of a family from the first frame on, up to the first that is anything else.
+    /// Plain packets of a family from the first frame on, up to the first that is anything else. With
+    /// `VERIFIED`, that is also one whose checksum no NIC has verified.
     #[inline(never)]
-    fn aim_run<A: Tracked, F: Frame>(
+    fn aim_run<A: Tracked, F: Frame, const VERIFIED: bool>(
         &self,
         burst: &Burst,
         frames: &[F],
@@ -251,10 +256,10 @@ impl Shard {
         let mut done = 0;
         for (frame, look) in frames.iter().zip(looks) {
             let bytes = frame.bytes();
-            if !burst.may_be_plain(frame, bytes) {
+            if !burst.may_be_plain(frame, bytes) || VERIFIED && !frame.ip_checksum_verified() {
                 break;
             }
-            let Some(packet) = A::find_plain(bytes, frame.ip_checksum_verified()) else {
+            let Some(packet) = A::find_plain(bytes, VERIFIED) else {
                 break;
             };
             let key = packet.key;
