@@ -35,9 +35,13 @@ impl Exits {
     pub fn note(&mut self, verdict: Verdict) {
         match verdict {
             Verdict::Transmit(port) => self.add(port),
-            // Not transmitted: no port is the only one any more.
-            _ => (self.all, self.any) = (0, u8::MAX),
+            _ => self.none(),
         }
+    }
+
+    /// Something is not transmitted: no port is the only one any more.
+    fn none(&mut self) {
+        (self.all, self.any) = (0, u8::MAX);
     }
 
     #[inline(always)]
@@ -226,6 +230,19 @@ impl Shard {
             snapshot,
             second: now.second,
         }
+    }
+}
+
+impl<F> Rest<'_, F> {
+    /// Hands packets over to the workers that own them, up to the first that is this one's.
+    pub fn hand_over(&mut self, exits: &mut Exits) {
+        let looks = self.looks[self.at..].iter();
+        let elsewhere = looks.take_while(|look| look.kind == Kind::Elsewhere);
+        for (look, verdict) in elsewhere.zip(&mut self.verdicts[self.at..]) {
+            *verdict = Verdict::HandOff(look.hash as u8);
+            self.at += 1;
+        }
+        exits.none();
     }
 }
 

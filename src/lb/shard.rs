@@ -165,16 +165,14 @@ impl Shard {
                 Kind::ReplyV6 => {
                     self.return_settled::<Ipv6Addr, _>(snapshot, now, &mut rest, exits)
                 }
+                Kind::Elsewhere => rest.hand_over(exits),
                 _ => {}
             }
             // A packet of another kind may be settled; one of the same is not.
             let at = rest.at;
             if at < count && looks[at].kind == kind {
                 let (frame, look) = (&mut rest.frames[at], &looks[at]);
-                let verdict = match kind {
-                    Kind::Elsewhere => Verdict::HandOff(look.hash as u8),
-                    _ => self.look_up(burst, now, frame, look, outbox),
-                };
+                let verdict = self.look_up(burst, now, frame, look, outbox);
                 rest.verdicts[at] = verdict;
                 exits.note(verdict);
                 rest.at += 1;

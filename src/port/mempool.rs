@@ -4,7 +4,7 @@
 //! buffers are home. If buffers are still out, or lcores still run (they may
 //! be in the middle of handing one back), it waits on a list for `Eal::cleanup`.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +13,13 @@ use super::batch::Batch;
 use super::eal::{self, Alive};
 use super::mbuf::{Mbuf, PRIVATE_BYTES};
 use super::{lcore, sys};
+
+/// How DPDK keeps the buffers of a pool that no core has aside: usually in a ring, where each comes
+/// back when all others have been used. Where one core receives what another sends, buffers go that
+/// way all the time: so they are kept on a stack, and those that come back are still in some cache.
+/// This one needs no lock, so that a thread that loses its CPU stops nobody.
+const USUAL: &CStr = c"ring_mp_mc";
+const LAST_FIRST: &CStr = c"lf_stack";
 
 /// Most buffers that DPDK lets a core keep aside.
 const MAX_CACHE: u32 = 512;
@@ -130,12 +137,25 @@ impl Mempool {
         let room = data_room_bytes
             .checked_add(sys::RTE_PKTMBUF_HEADROOM as u16)
             .ok_or_else(|| MempoolError::Refused("data room over 65407 bytes".into()))?;
-        // SAFETY: a NUL-terminated name; the rest are numbers.
-        let raw = unsafe {
-            let name = full_name.as_ptr();
-            sys::rte_pktmbuf_pool_create(name, count, cache, PRIVATE_BYTES, room, socket)
+        // SAFETY: NUL-terminated texts; the rest are numbers.
+        let create = |ops: &CStr| unsafe {
+            let (name, ops) = (full_name.as_ptr(), ops.as_ptr());
+            let raw = sys::rte_pktmbuf_pool_create_by_ops(
+                name,
+                count,
+                cache,
+                PRIVATE_BYTES,
+                room,
+                socket,
+                ops,
+            );
+            NonNull::new(raw)
         };
-        let Some(raw) = NonNull::new(raw) else {
+        // SAFETY: a text of DPDK's that nothing changes once it is started.
+        let best = unsafe { CStr::from_ptr(sys::rte_mbuf_best_mempool_ops()) };
+        // A machine that has a way of its own keeps it, as one does without the driver.
+        let raw = (best == USUAL).then(|| create(LAST_FIRST)).flatten();
+        let Some(raw) = raw.or_else(|| create(best)) else {
             return Err(refusal(count, room));
         };
         let pool = Pool {

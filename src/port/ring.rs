@@ -289,18 +289,19 @@ impl SharedProducer<Mbuf> {
 
 impl Consumer<Mbuf> {
     /// Adds to the batch as many as there are and as it has room for; returns
-    /// how many.
+    /// how many are left.
     #[inline]
     pub fn pop_batch(&mut self, batch: &mut Batch) -> usize {
         let (len, room) = (batch.len(), batch.room() as u32);
+        let mut left = 0;
         // SAFETY: `room` free slots follow the first `len`; the ring writes as
         // many of them as it returns, each an mbuf that is now ours.
         unsafe {
             let slots = batch.raw().add(len).cast();
-            let none = std::ptr::null_mut();
-            let got = sys::rte_ring_dequeue_burst(self.raw.ring.as_ptr(), slots, room, none);
-            batch.set_len(len + got as usize);
-            got as usize
+            let ring = self.raw.ring.as_ptr();
+            let got = sys::rte_ring_dequeue_burst(ring, slots, room, &mut left) as usize;
+            batch.set_len(len + got);
+            left as usize
         }
     }
 }
