@@ -222,16 +222,16 @@ impl<A: Address> Conn<A> {
         self.flags & flag != 0
     }
 
-    /// Protocol and state as one number, to compare with [`settling`].
+    /// Whether a packet with this [`settling`] changes nothing but the time stamp.
     #[inline(always)]
-    pub fn progress(&self) -> u16 {
-        u16::from_le_bytes([self.protocol, self.state as u8])
+    pub fn is_settled_for(&self, settling: u16) -> bool {
+        let progress = u16::from_le_bytes([self.protocol, self.state as u8]);
+        progress == settling && !self.has(flag::EMBRYONIC)
     }
 }
 
-/// The [`Conn::progress`] of a connection in which a TCP or UDP packet with these flags changes
-/// nothing but the time stamp, if the connection is not embryonic; no connection's where there is
-/// none.
+/// Protocol and state of a connection in which a TCP or UDP packet with these flags changes nothing
+/// but the time stamp, if the connection is not embryonic; no connection's where there is none.
 #[inline(always)]
 pub fn settling(number: u8, tcp_flags: u8) -> u16 {
     match number {

@@ -391,6 +391,7 @@ impl Shard {
                 .tables
                 .v6
                 .prefetch_entry::<T>(&mut look.slot, look.hash),
+            Kind::Elsewhere => {}
             _ => self.reach_other(look),
         }
     }
@@ -418,11 +419,7 @@ impl Shard {
     fn reach_local(&self, look: &mut Look) {
         let slot = self.local_ports.slot(look.hash as usize);
         look.slot = slot.unwrap_or(Slot::NONE);
-        match look.kind {
-            Kind::V4 | Kind::ReplyV4 | Kind::OddV4 => self.tables.v4.prefetch_slot(look.slot),
-            Kind::V6 | Kind::ReplyV6 | Kind::OddV6 => self.tables.v6.prefetch_slot(look.slot),
-            Kind::Elsewhere | Kind::Unusual => {}
-        }
+        self.tables.prefetch(look);
     }
 
     /// What a packet of this worker's is to meet, and the hash of the client's end of its flow: the

@@ -65,6 +65,10 @@ pub(super) struct Rest<'b, F> {
     pub verdicts: &'b mut [Verdict],
 }
 
+/// How far ahead the third pass asks for entries. The second pass has done so; where many lines have to
+/// come from afar, a CPU forgets some.
+const AHEAD: usize = 5;
+
 /// What the packets of a run have in common, and the shard's parts that they need: apart from the
 /// rest of it they stay in registers.
 struct Run<'s, A: Address> {
@@ -95,7 +99,7 @@ impl Shard {
         exits: &mut Exits,
     ) {
         // A burst's packets mostly have one method: each has a loop of its own.
-        while let Some(method) = self.next_method::<A, F>(snapshot, rest) {
+        while let Some(method) = self.next_method::<A, F>(snapshot, now, rest) {
             let stop = match method {
                 ForwardMethod::DirectRouting => {
                     self.forward_directly::<A, F>(snapshot, now, rest, exits)
@@ -111,17 +115,21 @@ impl Shard {
         }
     }
 
-    /// The method of the next request, if it should be settled.
+    /// The method of the next request, if it looks settled.
     #[inline(always)]
     fn next_method<A: Tracked, F>(
         &self,
         snapshot: &Snapshot,
+        now: Now,
         rest: &Rest<F>,
     ) -> Option<ForwardMethod> {
         let look = rest.looks.get(rest.at)?;
+        if look.kind != A::REQUEST {
+            return None;
+        }
         let conn = A::table(&self.tables).try_get(look.slot)?;
-        let is_request = look.kind == A::REQUEST;
-        is_request.then_some(snapshot.backend(conn.backend)?.method)
+        let may_be = conn.is_settled_for(look.settling) && !conn.is_expired(now.second);
+        may_be.then_some(snapshot.backend(conn.backend)?.method)
     }
 
     /// Those by direct routing.
@@ -134,7 +142,8 @@ impl Shard {
         exits: &mut Exits,
     ) -> Stop {
         let mut run = self.run::<A>(snapshot, now);
-        rest.run(A::REQUEST, exits, |frame, look| {
+        rest.run(A::REQUEST, exits, |frame, look, ahead| {
+            run.expect(ahead);
             let bytes = plain::<A>(frame.bytes_mut()).ok_or(Stop::Unsettled)?;
             let (conn, backend, link) = run.request(bytes, look).ok_or(Stop::Unsettled)?;
             let id = conn.backend;
@@ -159,7 +168,8 @@ impl Shard {
         exits: &mut Exits,
     ) -> Stop {
         let mut run = self.run::<A>(snapshot, now);
-        rest.run(A::REQUEST, exits, |frame, look| {
+        rest.run(A::REQUEST, exits, |frame, look, ahead| {
+            run.expect(ahead);
             let bytes = plain::<A>(frame.bytes_mut()).ok_or(Stop::Unsettled)?;
             let (conn, backend, link) = run.request(bytes, look).ok_or(Stop::Unsettled)?;
             let (id, packet) = (conn.backend, Packet::of_client(conn, look.length));
@@ -185,7 +195,8 @@ impl Shard {
         exits: &mut Exits,
     ) -> Stop {
         let mut run = self.run::<A>(snapshot, now);
-        rest.run(A::REQUEST, exits, |frame, look| {
+        rest.run(A::REQUEST, exits, |frame, look, ahead| {
+            run.expect(ahead);
             let bytes = plain::<A>(frame.bytes_mut()).ok_or(Stop::Unsettled)?;
             let (conn, backend, link) = run.request(bytes, look).ok_or(Stop::Unsettled)?;
             let (id, packet) = (conn.backend, Packet::of_client(conn, look.length));
@@ -216,7 +227,8 @@ impl Shard {
     ) {
         let smallest_mtu = self.smallest_mtu;
         let mut run = self.run::<A>(snapshot, now);
-        rest.run(A::REPLY, exits, |frame, look| {
+        rest.run(A::REPLY, exits, |frame, look, ahead| {
+            run.expect(ahead);
             let reply = run.reply(frame, look, smallest_mtu);
             reply.ok_or(Stop::Unsettled)
         });
@@ -234,6 +246,11 @@ impl Shard {
 }
 
 impl<F> Rest<'_, F> {
+    /// The look whose entry is to be asked for while the packet in hand is worked at.
+    pub fn ahead(&self) -> Option<&Look> {
+        self.looks.get(self.at + AHEAD)
+    }
+
     /// Hands packets over to the workers that own them, up to the first that is this one's.
     pub fn hand_over(&mut self, exits: &mut Exits) {
         let looks = self.looks[self.at..].iter();
@@ -247,14 +264,14 @@ impl<F> Rest<'_, F> {
 }
 
 impl<F: Frame> Rest<'_, F> {
-    /// Does `step` with each packet of a kind, up to the first that is of another or for which it
-    /// has no port; all before that are transmitted.
+    /// Does `step` with each packet of a kind, and the one ahead, up to the first that is of another or
+    /// for which it has no port; all before that are transmitted.
     #[inline(always)]
     fn run(
         &mut self,
         kind: Kind,
         exits: &mut Exits,
-        mut step: impl FnMut(&mut F, &Look) -> Result<u8, Stop>,
+        mut step: impl FnMut(&mut F, &Look, Option<&Look>) -> Result<u8, Stop>,
     ) -> Stop {
         let (mut at, mut stop) = (self.at, Stop::Unsettled);
         // Mostly all leave by one port, and their verdicts are written at once.
@@ -262,12 +279,14 @@ impl<F: Frame> Rest<'_, F> {
             begin: at,
             port: Leaving::NOWHERE,
         };
-        let frames = self.frames[at..].iter_mut().zip(&self.looks[at..]);
+        let looks = self.looks;
+        let ahead = |at| looks.get(at + AHEAD);
+        let frames = self.frames[at..].iter_mut().zip(&looks[at..]);
         for (frame, look) in frames {
             if look.kind != kind {
                 break;
             }
-            match step(frame, look) {
+            match step(frame, look, ahead(at)) {
                 Ok(port) => {
                     if u16::from(port) != leaving.port {
                         leaving.end(at, self.verdicts, exits);
@@ -309,15 +328,19 @@ impl Leaving {
 }
 
 impl<'s, A: Address> Run<'s, A> {
+    #[inline(always)]
+    fn expect(&self, ahead: Option<&Look>) {
+        if let Some(look) = ahead {
+            self.table.prefetch_slot(look.slot);
+        }
+    }
+
     /// The connection of a client's packet, and where it goes, where both are settled and the
     /// packet fits. The time stamp is set.
     #[inline(always)]
     fn request(&mut self, frame: &[u8], look: &Look) -> Option<(&Conn<A>, &'s Backend, &'s Link)> {
         let conn = self.table.try_get_mut(look.slot)?;
-        if !is_from_client(frame, conn)
-            || conn.progress() != look.settling
-            || conn.has(flag::EMBRYONIC)
-        {
+        if !is_from_client(frame, conn) || !conn.is_settled_for(look.settling) {
             return None;
         }
         let silence = self.second.wrapping_sub(conn.last_seen);

@@ -171,6 +171,9 @@ impl Shard {
             // A packet of another kind may be settled; one of the same is not.
             let at = rest.at;
             if at < count && looks[at].kind == kind {
+                if let Some(ahead) = rest.ahead() {
+                    self.tables.prefetch(ahead);
+                }
                 let (frame, look) = (&mut rest.frames[at], &looks[at]);
                 let verdict = self.look_up(burst, now, frame, look, outbox);
                 rest.verdicts[at] = verdict;

@@ -13,7 +13,7 @@
 
 mod change;
 
-use crate::arch::{Region, TagLine, Tags, match_tags, prefetch_index};
+use crate::arch::{Any, Region, TagLine, Tags, match_tags, prefetch_index};
 
 use super::conn::{Conn, flag};
 use super::flow::{Address, Seed, endpoint_hash};
@@ -183,14 +183,26 @@ impl<A: Address> ConnTable<A> {
     }
 
     /// Second pass: asks for the entry that most likely matches and sets `slot`, the begin of the
-    /// bucket so far, to it. One in a hundred is in its second bucket, whose line has to be waited for
-    /// then.
+    /// bucket so far, to it, or to none where neither bucket has one.
     #[inline(always)]
     pub fn prefetch_entry<T: Tags>(&self, slot: &mut Slot, hash: u64) {
-        let found = self.prefetch_match::<T>(slot, hash);
-        if !found {
-            *slot = Slot((self.second(hash) * WAYS) as u32);
-            self.prefetch_match::<T>(slot, hash);
+        let first = *slot;
+        if !self.prefetch_match::<T>(slot, hash) {
+            self.prefetch_other(first, slot, hash);
+        }
+    }
+
+    /// One entry in a hundred is in its second bucket, whose line has to be waited for then. Where there
+    /// is none, an insert is about to come: for the place in the `first` bucket that it will take.
+    #[inline(never)]
+    fn prefetch_other(&self, first: Slot, slot: &mut Slot, hash: u64) {
+        *slot = Slot((self.second(hash) * WAYS) as u32);
+        if self.prefetch_match::<Any>(slot, hash) {
+            return;
+        }
+        *slot = Slot::NONE;
+        if let Some(free) = self.free_slot(first.bucket()) {
+            prefetch_index(&self.conns, free.index());
         }
     }
 

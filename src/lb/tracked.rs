@@ -4,7 +4,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::flow::Address;
-use super::look::Kind;
+use super::look::{Kind, Look};
 use super::parse::Packet;
 use super::table::ConnTable;
 
@@ -12,6 +12,18 @@ use super::table::ConnTable;
 pub struct Tables {
     pub v4: ConnTable<Ipv4Addr>,
     pub v6: ConnTable<Ipv6Addr>,
+}
+
+impl Tables {
+    /// Asks for a packet's entry, whose slot is known.
+    #[inline(always)]
+    pub(super) fn prefetch(&self, look: &Look) {
+        match look.kind {
+            Kind::V4 | Kind::ReplyV4 | Kind::OddV4 => self.v4.prefetch_slot(look.slot),
+            Kind::V6 | Kind::ReplyV6 | Kind::OddV6 => self.v6.prefetch_slot(look.slot),
+            Kind::Elsewhere | Kind::Unusual => {}
+        }
+    }
 }
 
 /// The table that holds a family's connections.

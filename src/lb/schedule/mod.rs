@@ -237,6 +237,7 @@ impl<'s, 'f, U: Fn(&Backend) -> bool> Field<'s, 'f, U> {
     }
 
     /// The candidate's backend, if it can take the connection.
+    #[inline(always)]
     fn take(&self, candidate: &Candidate) -> Option<&'s Backend> {
         if candidate.weight == 0 {
             return None;
@@ -253,6 +254,7 @@ impl<'s, 'f, U: Fn(&Backend) -> bool> Field<'s, 'f, U> {
     }
 
     /// Limits first: `usable` may look into the connection table.
+    #[inline(always)]
     fn can_take(&self, backend: &Backend) -> bool {
         !self.is_overloaded(backend) && (self.usable)(backend)
     }

@@ -136,7 +136,7 @@ impl<A: Address> ConnTable<A> {
     }
 
     #[inline(always)]
-    fn free_slot(&self, bucket: usize) -> Option<Slot> {
+    pub(super) fn free_slot(&self, bucket: usize) -> Option<Slot> {
         let free = self.free_ways(bucket);
         (free != 0).then(|| Slot((bucket * WAYS) as u32 + free.trailing_zeros()))
     }
