@@ -137,25 +137,29 @@ impl Mempool {
         let room = data_room_bytes
             .checked_add(sys::RTE_PKTMBUF_HEADROOM as u16)
             .ok_or_else(|| MempoolError::Refused("data room over 65407 bytes".into()))?;
+        // SAFETY: a text of DPDK's that nothing changes once it is started; a NUL-terminated name.
+        let (best, is_there) = unsafe {
+            let best = CStr::from_ptr(sys::rte_mbuf_best_mempool_ops());
+            (best, sys::ek_has_pool_ops(LAST_FIRST.as_ptr()) != 0)
+        };
+        // A machine that has a way of its own keeps it.
+        let ops = match best == USUAL && is_there {
+            true => LAST_FIRST,
+            false => best,
+        };
         // SAFETY: NUL-terminated texts; the rest are numbers.
-        let create = |ops: &CStr| unsafe {
-            let (name, ops) = (full_name.as_ptr(), ops.as_ptr());
-            let raw = sys::rte_pktmbuf_pool_create_by_ops(
-                name,
+        let raw = unsafe {
+            sys::rte_pktmbuf_pool_create_by_ops(
+                full_name.as_ptr(),
                 count,
                 cache,
                 PRIVATE_BYTES,
                 room,
                 socket,
-                ops,
-            );
-            NonNull::new(raw)
+                ops.as_ptr(),
+            )
         };
-        // SAFETY: a text of DPDK's that nothing changes once it is started.
-        let best = unsafe { CStr::from_ptr(sys::rte_mbuf_best_mempool_ops()) };
-        // A machine that has a way of its own keeps it, as one does without the driver.
-        let raw = (best == USUAL).then(|| create(LAST_FIRST)).flatten();
-        let Some(raw) = raw.or_else(|| create(best)) else {
+        let Some(raw) = NonNull::new(raw) else {
             return Err(refusal(count, room));
         };
         let pool = Pool {

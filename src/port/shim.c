@@ -1,4 +1,5 @@
 #include "wrapper.h"
+#include <string.h>
 
 int ek_errno(void)
 {
@@ -25,6 +26,14 @@ int ek_link(uint16_t port, uint32_t *speed_mbps, int *up)
 	*speed_mbps = link.link_speed == RTE_ETH_SPEED_NUM_UNKNOWN ? 0 : link.link_speed;
 	*up = rc == 0 && link.link_status == RTE_ETH_LINK_UP;
 	return rc;
+}
+
+int ek_has_pool_ops(const char *name)
+{
+	for (uint32_t i = 0; i < rte_mempool_ops_table.num_ops; i++)
+		if (strcmp(rte_mempool_get_ops(i)->name, name) == 0)
+			return 1;
+	return 0;
 }
 
 #define EK_ROW(name, value) { #name, (value) },

@@ -34,12 +34,12 @@ impl HandOffs {
         let Some((ring, waiting)) = self.rings.get_mut(usize::from(owner)) else {
             return counters.count_drop(DropReason::HandoffFull);
         };
-        if waiting.is_full() {
-            send(ring, waiting, counters);
-        }
-        let pushed = waiting.push(mbuf);
-        debug_assert!(pushed.is_ok(), "sending leaves the batch empty");
         self.waiting = true;
+        if let Err(mbuf) = waiting.push(mbuf) {
+            send(ring, waiting, counters);
+            let pushed = waiting.push(mbuf);
+            debug_assert!(pushed.is_ok(), "sending leaves the batch empty");
+        }
     }
 
     /// Sends what waits; what a ring has no room for is dropped.

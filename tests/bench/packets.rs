@@ -5,6 +5,7 @@
 //! in full. Only who owns a flow is asked of the balancer, to split packets among workers.
 
 mod check;
+mod distance;
 mod frame;
 mod make;
 mod memory;
@@ -18,10 +19,12 @@ const USAGE: &str = "usage:
   bench-packets split FAMILY FLOWS WORKERS SHARE STEM
   bench-packets check METHOD KIND FAMILY FLOWS SENT RECEIVED
   bench-packets memory METHOD FAMILY CONNECTIONS
+  bench-packets distance
 
 KIND: udp (every flow once), tcp (open, data and close of every flow). FAMILY: ipv4, ipv6.
 METHOD: direct-routing, tunnel, nat, fullnat. split writes STEM0, STEM1, ...: the udp frames that
-each worker receives, of which SHARE (0 to 1) belong to another.";
+each worker receives, of which SHARE (0 to 1) belong to another. distance takes the nanoseconds until
+a line that one CPU has written is seen by the other, of the two that it may use (taskset).";
 
 pub type Failure = Box<dyn std::error::Error>;
 
@@ -64,6 +67,10 @@ fn run(arguments: &[String]) -> Result<(), Failure> {
         }
         ["memory", method, family, connections] => {
             println!("{}", memory::memory(method, family, connections.parse()?)?);
+            Ok(())
+        }
+        ["distance"] => {
+            println!("{:.0}", distance::between_cpus());
             Ok(())
         }
         _ => Err(USAGE.into()),

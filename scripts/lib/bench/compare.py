@@ -170,7 +170,7 @@ class Bench:
         pcap = self.file(case.kind, case.family, case.flows)
         self.need_memory(case, 2)
         directories = [f"{self.directory}/{n}" for n in (1, case.workers)]
-        programs, ours, theirs, wasted = [], [], [], 0
+        programs, ours, theirs, apart, wasted = [], [], [], [], 0
         try:
             for each, device, directory in (
                 (one, f"net_pcap0,rx_pcap={pcap},infinite_rx=1", directories[0]),
@@ -182,6 +182,7 @@ class Bench:
                 self.warm_up(program, each)
             single, several = programs
             while len(ours) < self.pairs:
+                distance = self.distance(case)
                 a, b = several.turn(SECONDS), single.turn(SECONDS)
                 if a.least_share(case.workers) < WORKER_SHARE:
                     wasted += 1
@@ -191,12 +192,26 @@ class Bench:
                     continue
                 ours.append(a.mpps_per_cpu(case.workers) * case.workers)
                 theirs.append(b.mpps_per_cpu(1))
-                say(f"{label}: {ours[-1]:6.2f} / {theirs[-1]:6.2f} Mpps = {ours[-1] / theirs[-1]:.3f}")
+                apart.append(distance)
+                ratio = f"{ours[-1]:6.2f} / {theirs[-1]:6.2f} Mpps = {ours[-1] / theirs[-1]:.3f}"
+                say(f"{label}: {ratio}, the CPUs {distance} ns apart")
             lost = self.check_workers(case, several)
         finally:
             for program in programs:
                 program.end()
-        return summary(case, ours, theirs, "evenkeel, 1 worker") | {"handoff_full": lost}
+        found = summary(case, ours, theirs, "evenkeel, 1 worker")
+        return found | {"handoff_full": lost, "line_ns": sorted(apart)[len(apart) // 2]}
+
+    def distance(self, case):
+        """Nanoseconds until a line that one worker's CPU has written is seen by another's, while nobody
+        else uses them. A virtual machine may have its CPUs moved, and then it changes by the minute."""
+        cpus = f"{common.CORE_MAIN}-{common.CORE_MAIN + case.workers - 1}"
+        done = subprocess.run(
+            ["taskset", "-c", cpus, PACKETS, "distance"], capture_output=True, text=True
+        )
+        if done.returncode != 0:
+            die(done.stderr)
+        return int(done.stdout)
 
     def check_workers(self, case, evenkeel):
         """The share of packets that were handed off is right, and nothing was lost but where a
