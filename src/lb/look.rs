@@ -10,7 +10,7 @@ use super::conn::settling;
 use super::counters::DropReason;
 use super::flow::{Address, FlowKey, endpoint_hash};
 use super::frame::Frame;
-use super::owner::Side;
+use super::owner::{Deal, Side};
 use super::parse::{ETHERNET, Packet, Parsed, parse};
 use super::queues::Queues;
 use super::shard::Shard;
@@ -89,6 +89,8 @@ pub(super) struct Burst<'s> {
     station_mask: u64,
     /// The port that they came in on, where owners are computed.
     pub port: Option<usize>,
+    /// How flows are dealt to workers.
+    deal: Deal,
     /// What its queues say about owners.
     pub queues: Option<Queues>,
     /// Every plain packet, or every other, is a request that belongs to this worker: there are no
@@ -118,6 +120,7 @@ impl<'s> Burst<'s> {
             station: port.map_or(0, |port| station(port.mac)),
             station_mask: port.map_or(0, |_| station([0xff; 6])),
             port: computed,
+            deal: snapshot.ownership.deal(),
             queues,
             requests_alone: !snapshot.two_way && (computed.is_none() || is_proven),
             odd_requests_alone: !snapshot.two_way && computed.is_none(),
@@ -283,7 +286,7 @@ impl Shard {
     /// A request that may belong to another worker.
     #[inline(always)]
     fn aim_owned<A: Tracked>(&self, burst: &Burst, key: &FlowKey<A>, look: &mut Look) {
-        let owner = burst.snapshot.ownership.one_way(key);
+        let owner = burst.deal.worker(Side::OneWay.hash(key));
         if owner == self.worker {
             return self.aim_request(burst, key, look);
         }

@@ -86,8 +86,12 @@ impl Shard {
         let Some(backend) = snapshot.backend(conn.backend) else {
             return self.orphaned(snapshot, now, frame, packet, slot, hash, outbox);
         };
-        if conn.is_expired(now.second) || backend.state == BackendState::Removed {
-            return self.stale(snapshot, now, frame, packet, slot, hash, outbox);
+        if conn.is_expired(now.second) {
+            self.counters.expired.add(1);
+            return self.renew(snapshot, now, frame, packet, slot, hash, outbox);
+        }
+        if backend.state == BackendState::Removed {
+            return self.orphaned(snapshot, now, frame, packet, slot, hash, outbox);
         }
         if !is_settled(conn, packet.tcp_flags) {
             let half = !conn.has(flag::TWO_WAY);
@@ -302,27 +306,6 @@ impl Shard {
     pub(super) fn let_go<A: Address>(&mut self, conn: &Conn<A>, now: Now) {
         uncount(&self.counters, conn);
         self.local_ports.release(conn, now.second);
-    }
-
-    /// A connection that has expired or lost its backend meets a client's packet.
-    #[cold]
-    #[inline(never)]
-    #[allow(clippy::too_many_arguments)]
-    fn stale<A: Tracked, O: Outbox>(
-        &mut self,
-        snapshot: &Snapshot,
-        now: Now,
-        frame: &mut O::Frame,
-        packet: &Packet<A>,
-        slot: Slot,
-        hash: u64,
-        outbox: &mut O,
-    ) -> Verdict {
-        if !A::table(&self.tables).get(slot).is_expired(now.second) {
-            return self.orphaned(snapshot, now, frame, packet, slot, hash, outbox);
-        }
-        self.counters.expired.add(1);
-        self.renew(snapshot, now, frame, packet, slot, hash, outbox)
     }
 
     /// A connection is over: the packet is judged as if there were none.

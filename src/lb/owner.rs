@@ -9,6 +9,7 @@
 //! whose port was chosen so that both give the same worker.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroU16;
 
 use super::addresses::AddressMap;
 use super::flow::{Address, FlowKey, Seed, endpoint_hash, protocol};
@@ -98,6 +99,27 @@ pub struct Ownership {
     pub compute: bool,
 }
 
+/// An [`Ownership`] ready for many packets.
+#[derive(Clone, Copy)]
+pub struct Deal {
+    /// The hash's bits that count.
+    mask: u16,
+    /// The number of workers, where it is no power of two and has to be divided by.
+    divisor: Option<NonZeroU16>,
+}
+
+impl Deal {
+    /// The worker for a Toeplitz hash.
+    #[inline(always)]
+    pub fn worker(self, hash: u16) -> u8 {
+        let entry = hash & self.mask;
+        match self.divisor {
+            None => entry as u8,
+            Some(workers) => (entry % workers) as u8,
+        }
+    }
+}
+
 impl Default for Ownership {
     /// One worker owns everything.
     fn default() -> Self {
@@ -113,10 +135,22 @@ impl Ownership {
     /// The worker for a Toeplitz hash.
     #[inline(always)]
     pub fn worker(self, hash: u16) -> u8 {
-        let (entry, workers) = (hash & (self.reta() - 1), u16::from(self.workers.max(1)));
+        self.deal().worker(hash)
+    }
+
+    /// What does not depend on the packet, worked out once for many.
+    #[inline(always)]
+    pub fn deal(self) -> Deal {
+        let (entries, workers) = (self.reta() - 1, u16::from(self.workers.max(1)));
         match workers.is_power_of_two() {
-            true => (entry & (workers - 1)) as u8,
-            false => (entry % workers) as u8,
+            true => Deal {
+                mask: entries & (workers - 1),
+                divisor: None,
+            },
+            false => Deal {
+                mask: entries,
+                divisor: NonZeroU16::new(workers),
+            },
         }
     }
 

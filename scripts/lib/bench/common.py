@@ -33,6 +33,12 @@ def buffer_size(flows):
     return 128 if flows > 2_000_000 else 2048
 
 
+def mtu(flows):
+    """The largest IP packet that a port may take with such buffers: beside it they hold an Ethernet
+    header, two VLAN tags and the frame check sequence."""
+    return min(1500, buffer_size(flows) - 26)
+
+
 def pool_mib(frames, flows):
     return (frames + SPARE_BUFFERS) * (buffer_size(flows) + HEADROOM + OVERHEAD) // (1 << 20) + 160
 

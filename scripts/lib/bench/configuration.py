@@ -1,6 +1,6 @@
 """The configuration that evenkeel gets for a case. Its defaults stand, but for what a case is about."""
 
-from .common import BACKENDS, CORE_MAIN, CORE_WORKER, SPARE_BUFFERS, buffer_size
+from .common import BACKENDS, CORE_MAIN, CORE_WORKER, SPARE_BUFFERS, buffer_size, mtu
 
 # Replies of FullNAT backends go to these.
 LOCALS = ", ".join(f'"198.18.1.{n + 1}"' for n in range(16))
@@ -37,7 +37,8 @@ def configuration(case, device, directory, surroundings=None):
     # Management has no core of its own where there are several workers: see compare_workers.
     alone = case.workers == 1
     cores = f"{CORE_WORKER}" if alone else f"{CORE_MAIN}-{CORE_MAIN + case.workers - 1}"
-    lan, checked = surroundings.configuration() if surroundings else ("", "")
+    most = mtu(case.flows)
+    lan, checked = surroundings.configuration(most) if surroundings else ("", "")
     metrics = f'metrics = "127.0.0.1:{surroundings.metrics}"\n' if surroundings else ""
     # All flows come within milliseconds of the start, which would be a flood to the guard.
     return f"""
@@ -55,6 +56,7 @@ socket = "{directory}/evenkeel.sock"
 {metrics}[[port]]
 name = "wan"
 device = "{device}"
+mtu = {most}
 addresses = ["198.18.0.254/16", "2001:db8::fe/64"]
 {neighbours}{lan}
 [[service]]

@@ -28,7 +28,7 @@ class Farm:
         if self.program.stdout.readline() != b"ready\n":
             die("the farm of checked backends did not start")
 
-    def configuration(self):
+    def configuration(self, mtu):
         address = lambda n: f"172.29.{1 + n // 250}.{1 + n % 250}"
         backends = "".join(
             f'[[service.backend]]\naddress = "{address(n)}"\n' for n in range(BACKENDS)
@@ -37,6 +37,7 @@ class Farm:
 [[port]]
 name = "lan"
 device = "net_memif0,role=client,socket={self.socket},socket-abstract=no"
+mtu = {mtu}
 addresses = ["172.29.0.254/16"]
 check_address = "172.29.0.253"
 """

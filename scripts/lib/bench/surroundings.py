@@ -70,7 +70,7 @@ class Surroundings:
         # Checks and scrapes when the measuring began.
         self.before = (0, 0)
 
-    def configuration(self):
+    def configuration(self, mtu):
         backends = "".join(
             f'[[service.backend]]\naddress = "{address}"\n' for address in self.backends
         )
@@ -78,6 +78,7 @@ class Surroundings:
 [[port]]
 name = "lan"
 device = "net_tap{self.number},iface={self.tap}"
+mtu = {mtu}
 addresses = ["{self.subnet}.254/24"]
 check_address = "{self.subnet}.253"
 """

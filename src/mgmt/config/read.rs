@@ -246,8 +246,9 @@ fn read_port(mut r: Reader<'_>) -> Option<(Port, PortSpans)> {
             .filter_map(read_neighbour)
             .collect(),
     );
+    // From what every IPv4 link carries (RFC 791) to what cards call jumbo frames.
     let mtu = r
-        .integer("mtu", 576..=9600)
+        .integer("mtu", 68..=9600)
         .map_or(Port::DEFAULT_MTU, |at| at.value);
     let rss = r.choice("rss", Rss::NAMES);
     let kernel_interface = r.parsed("kernel_interface", parse_interface);
