@@ -22,6 +22,8 @@ use super::{Now, Outbox, Verdict, mtu};
 #[derive(Clone, Copy)]
 pub(super) struct Aim {
     pub hash: u64,
+    /// Where the second pass saw it, or one like it.
+    pub slot: Slot,
     pub meets: Meets,
 }
 
@@ -30,6 +32,7 @@ impl Look {
     pub(super) fn aim(&self) -> Aim {
         Aim {
             hash: self.hash,
+            slot: self.slot,
             meets: self.meets,
         }
     }
@@ -48,7 +51,7 @@ impl Shard {
     ) -> Verdict {
         frame.truncate(usize::from(packet.l3) + usize::from(packet.length));
         match aim.meets {
-            Meets::Request => self.request(snapshot, now, frame, packet, aim.hash, outbox),
+            Meets::Request => self.request(snapshot, now, frame, packet, aim, outbox),
             _ => self.reply(snapshot, now, frame, packet, aim, outbox),
         }
     }
@@ -60,10 +63,17 @@ impl Shard {
         now: Now,
         frame: &mut O::Frame,
         packet: &Packet<A>,
-        hash: u64,
+        Aim { hash, slot, .. }: Aim,
         outbox: &mut O,
     ) -> Verdict {
-        let found = A::table(&self.tables).find(hash, |conn| is_request(conn, &packet.key));
+        let table = A::table(&self.tables);
+        let is_it = |conn: &Conn<A>| is_request(conn, &packet.key);
+        // It may be gone since, or another's.
+        let seen = table.try_get(slot).filter(|conn| conn.state != State::None);
+        let found = match seen.is_some_and(is_it) {
+            true => Some(slot),
+            false => table.find(hash, is_it),
+        };
         match found {
             Some(slot) => self.client_packet(snapshot, now, frame, packet, slot, hash, outbox),
             None => self.admit(snapshot, now, frame, packet, hash, outbox),
@@ -160,7 +170,12 @@ impl Shard {
             return self.backend_packet(snapshot, now, frame, packet, slot, outbox);
         }
         // A prefix service may balance addresses that are not ours.
-        self.request(snapshot, now, frame, packet, self.client_hash(key), outbox)
+        let aim = Aim {
+            hash: self.client_hash(key),
+            slot: Slot::NONE,
+            meets: Meets::Request,
+        };
+        self.request(snapshot, now, frame, packet, aim, outbox)
     }
 
     /// A backend's packet of a NAT flow, on its way to the client.

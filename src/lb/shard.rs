@@ -307,7 +307,8 @@ impl Shard {
         outbox: &mut O,
     ) -> Verdict {
         let (hash, meets) = self.meets(snapshot.side(&packet.key), &packet.key);
-        let aim = Aim { hash, meets };
+        let slot = Slot::NONE;
+        let aim = Aim { hash, slot, meets };
         self.meet(snapshot, now, frame, packet, aim, outbox)
     }
 

@@ -50,6 +50,8 @@ def clear_namespaces():
         inside = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True)
         for pid in inside.stdout.split():
             os.kill(int(pid), signal.SIGKILL)
+        # A pair of interfaces goes with its namespace, but only some time after.
+        subprocess.run(["ip", "link", "del", f"{name}a"], capture_output=True)
         subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 

@@ -167,5 +167,7 @@ feedback = {{ agent_port = {AGENT_PORT} }}
         if self.server:
             self.server.terminate()
             self.server.wait()
-        # The TAP went with evenkeel, and the pair's other end goes with the namespace.
+        # The TAP went with evenkeel. The pair would go with the namespace, but only some time after, and
+        # the next surroundings need its route.
+        subprocess.run(["ip", "link", "del", self.near], capture_output=True)
         subprocess.run(["ip", "netns", "del", self.namespace], capture_output=True)
