@@ -66,7 +66,7 @@ pub(super) struct Rest<'b, F> {
 }
 
 /// How far ahead the third pass asks for entries. The second pass has done so; where many lines have to
-/// come from afar, a CPU forgets some.
+/// come from afar, not all are there by then: a CPU seems to forget some.
 const AHEAD: usize = 5;
 
 /// What the packets of a run have in common, and the shard's parts that they need: apart from the

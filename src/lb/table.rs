@@ -1,8 +1,8 @@
 //! The connection table: one per worker and address family, of fixed size, never shared.
 //!
-//! A bucket is one cache line of 32 tags of 16 bits and the 32 entries that belong to it right
-//! behind, so that a look-up touches two lines and mostly one page. The table grows and shrinks
-//! inside its memory by linear hashing (W. Litwin, 1980), one row of buckets at a time, so that a
+//! A bucket is one cache line of 32 tags of 16 bits, and the 32 entries of the same numbers in another
+//! array: a look-up touches two lines, and no place has to be multiplied out. The table grows and
+//! shrinks inside its memory by linear hashing (W. Litwin, 1980), one row of buckets at a time, so that a
 //! few connections lie close together: they then cost few cache lines and few TLB entries,
 //! however many there is room for.
 //!
