@@ -135,6 +135,56 @@ fn the_passes_find_entries_in_either_bucket() {
     assert!(missed < count / 500, "{missed} of {count} were missed");
 }
 
+/// The second pass leaves the slot of the entry, whichever bucket it is in, and none where neither
+/// bucket has one.
+#[test]
+fn the_second_pass_leaves_the_entry_or_none() {
+    let mut table = table(1000);
+    let count = (table.capacity() * 9 / 10) as u32;
+    (0..count).for_each(|n| insert(&mut table, conn(n)).expect("room"));
+    let left_by_passes = |hash: u64| {
+        let mut slot = table.prefetch_bucket(hash);
+        table.prefetch_entry::<crate::arch::Any>(&mut slot, hash);
+        slot
+    };
+    // The second pass knows entries by their tags alone.
+    let has_tag = |bucket: usize, hash: u64| {
+        let tag = ConnTable::<Ipv4Addr>::tag(hash);
+        table.tags[bucket].0.contains(&tag)
+    };
+    let (mut in_first, mut in_second, mut in_none) = (0, 0, 0);
+    for n in 0..2 * count {
+        let wanted = conn(n);
+        let hash = hash(&wanted);
+        let buckets = (table.first(hash), table.second(hash));
+        let is_there = (has_tag(buckets.0, hash), has_tag(buckets.1, hash));
+        let found = table.find(hash, |c| c.client == wanted.client);
+        assert_eq!(found.is_some(), n < count);
+        let left = left_by_passes(hash);
+        match (is_there, found) {
+            ((false, false), None) => {
+                assert_eq!(left, Slot::NONE);
+                assert_eq!(table.try_get(left), None);
+                in_none += 1;
+            }
+            ((true, false), Some(found)) => {
+                assert_eq!((left, left.bucket()), (found, buckets.0));
+                in_first += 1;
+            }
+            ((false, true), Some(found)) => {
+                assert_eq!((left, left.bucket()), (found, buckets.1));
+                in_second += 1;
+            }
+            // Of another entry with the same tag, or its two buckets are one.
+            _ => {}
+        }
+    }
+    let all = (in_first, in_second, in_none);
+    assert!(in_first > count / 2, "{all:?} of {count}");
+    assert!(in_second > 0, "{all:?} of {count}");
+    assert!(in_none > count * 9 / 10, "{all:?} of {count}");
+}
+
 #[test]
 fn memory_per_ipv4_connection_at_ninety_percent_load_is_under_64_bytes() {
     let v4 = table(1_000_000);
