@@ -1,9 +1,10 @@
 //! The reasons to drop a packet that arise in a worker, not in the balancer it runs: rings and
-//! queues that are full, and the end. Each is brought about, counted, and no buffer is lost.
-//! Needs no privileges and no huge pages.
+//! queues that are full, and the end. Each is brought about, counted, and no buffer is lost. So is
+//! what a worker does lest the ring to it fills. Needs no privileges and no huge pages.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use evenkeel::lb::MAX_BURST;
 use evenkeel::lb::counters::{DropReason, WorkerCounters};
 use evenkeel::lb::fixture::{Lab, VIP, udp4};
 use evenkeel::lb::flow::Seed;
@@ -186,7 +187,7 @@ fn filled(pool: &Mempool, frame: &[u8]) -> Mbuf {
 }
 
 /// The first packets of this many flows.
-fn flows(count: u16) -> impl Iterator<Item = Vec<u8>> {
+fn flows(count: u16) -> impl Iterator<Item = Vec<u8>> + Clone {
     (0..count).map(|n| udp4(&format!("10.0.0.1:{}", 2000 + n), VIP).frame())
 }
 
@@ -271,6 +272,37 @@ fn a_full_transmit_queue_drops() {
     assert_eq!(report.counters.received.get(), 100);
     assert_eq!(report.dropped(DropReason::TxFull), 100 - 23);
     report.end();
+}
+
+/// A backlog has to be short, and no port may be forgotten for it: while two bursts or more are left
+/// on the ring, every other round receives nothing.
+#[test]
+fn a_backlog_of_handed_over_packets_goes_before_the_ports_every_other_round() {
+    const BURST: u64 = MAX_BURST as u64;
+    let _dpdk = dpdk();
+    for (waiting, rounds, received) in [
+        // All that wait are taken, a burst a round; what is left then is 448, 384, ... and 0.
+        (8 * BURST, 8, 5 * BURST),
+        // Before it has got shorter than two bursts, the port has its turns all the same.
+        (8 * BURST, 6, 3 * BURST),
+        // Two bursts are left after the second round, or one packet less.
+        (4 * BURST, 2, BURST),
+        (4 * BURST - 1, 2, 2 * BURST),
+        (0, 8, 8 * BURST),
+    ] {
+        let mut bench = Bench::new("backlog");
+        bench.fill(0, flows(8 * BURST as u16));
+        let handed = flows(100).cycle().take(waiting as usize);
+        let handed = handed.map(|frame| filled(&bench.pool, &frame)).collect();
+        let report = bench.run(snapshot(), rounds, handed);
+        let case = format!("{waiting} waiting, {rounds} rounds");
+        assert_eq!(report.counters.received.get(), received, "{case}");
+        let taken = waiting.min(rounds as u64 * BURST);
+        let left = report.dropped(DropReason::Shutdown);
+        assert_eq!(report.counters.taken_over.get() - left, taken, "{case}");
+        assert_eq!(left, waiting - taken, "{case}");
+        report.end();
+    }
 }
 
 #[test]
