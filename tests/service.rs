@@ -152,6 +152,8 @@ fn systemd_is_told_of_start_reload_and_end_and_the_watchdog_is_fed() {
     assert_eq!(evenkeel.said(), "READY=1\n");
     let fed = evenkeel.told(Duration::from_secs(20));
     assert_eq!(fed.as_deref(), Some("WATCHDOG=1\n"));
+    let log = evenkeel.folder.read("log");
+    assert!(log.contains("bytes, kept by lf_stack"), "{log}");
 
     evenkeel.signal("HUP");
     let reloading = evenkeel.said();

@@ -130,6 +130,12 @@ pub fn prepare(config: &Config) -> Result<Ready, StartError> {
         }
     }
     let pool = Mempool::new("packets", buffers, config.workers.buffer_size, 256, -1)?;
+    tracing::info!(
+        "{} packet buffers of {} bytes, kept by {}",
+        pool.capacity(),
+        pool.data_room(),
+        pool.ops()
+    );
     let mut opened = Vec::new();
     for (port, device) in config.devices() {
         opened.push(open_port(port, device, workers)?);

@@ -123,6 +123,19 @@ impl Mempool {
         cache: u32,
         socket: i32,
     ) -> Result<Self, MempoolError> {
+        Self::with_ops(LAST_FIRST, name, count, data_room_bytes, cache, socket)
+    }
+
+    /// As [`Mempool::new`], with the mempool ops that are wished for; without them where DPDK has
+    /// none of that name, or a way of its own for this machine.
+    pub fn with_ops(
+        wished: &CStr,
+        name: &str,
+        count: u32,
+        data_room_bytes: u16,
+        cache: u32,
+        socket: i32,
+    ) -> Result<Self, MempoolError> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let alive = Alive::new().ok_or(MempoolError::NotStarted)?;
         let plain: String = name
@@ -140,11 +153,11 @@ impl Mempool {
         // SAFETY: a text of DPDK's that nothing changes once it is started; a NUL-terminated name.
         let (best, is_there) = unsafe {
             let best = CStr::from_ptr(sys::rte_mbuf_best_mempool_ops());
-            (best, sys::ek_has_pool_ops(LAST_FIRST.as_ptr()) != 0)
+            (best, sys::ek_has_pool_ops(wished.as_ptr()) != 0)
         };
         // A machine that has a way of its own keeps it.
         let ops = match best == USUAL && is_there {
-            true => LAST_FIRST,
+            true => wished,
             false => best,
         };
         // SAFETY: NUL-terminated texts; the rest are numbers.
@@ -179,6 +192,13 @@ impl Mempool {
     /// The largest frame that a buffer holds, in bytes.
     pub fn data_room(&self) -> u16 {
         self.0.data_room
+    }
+
+    /// DPDK's name for how it keeps the buffers that no core has aside.
+    pub fn ops(&self) -> &'static str {
+        // SAFETY: the pool is alive; the name stands in a table that only grows, NUL-terminated.
+        let name = unsafe { CStr::from_ptr(sys::ek_pool_ops(self.raw())) };
+        name.to_str().unwrap_or("?")
     }
 
     /// Buffers that are free, those in the cores' caches included. Only exact

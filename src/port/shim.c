@@ -28,6 +28,11 @@ int ek_link(uint16_t port, uint32_t *speed_mbps, int *up)
 	return rc;
 }
 
+const char *ek_pool_ops(const struct rte_mempool *pool)
+{
+	return rte_mempool_get_ops(pool->ops_index)->name;
+}
+
 int ek_has_pool_ops(const char *name)
 {
 	for (uint32_t i = 0; i < rte_mempool_ops_table.num_ops; i++)

@@ -93,6 +93,8 @@ int ek_eal_init(int argc, char **argv, void *log);
 int ek_link(uint16_t port, uint32_t *speed_mbps, int *up);
 /* Whether this way of keeping a pool's buffers is there: each is a driver. */
 int ek_has_pool_ops(const char *name);
+/* The name of the one that a pool's buffers are kept in; never goes away. */
+const char *ek_pool_ops(const struct rte_mempool *pool);
 /* The flag at `index` in EK_FLAGS' order as the C compiler sees it, and its
  * name; 0 and NULL past the end. The tests hold the Rust constants against it. */
 uint64_t ek_flag(unsigned int index, const char **name);

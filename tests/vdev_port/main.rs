@@ -26,6 +26,7 @@ const PARTS: &[Part] = &[
     ("mbufs keep their bounds", packets::mbuf_bounds),
     ("batches own what they hold", packets::batches),
     ("pools count and refuse", packets::pools),
+    ("pools are stacks where they can be", packets::pool_ops),
     ("rings move ownership", rings::rings),
     (
         "rings between threads lose nothing",

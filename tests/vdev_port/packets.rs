@@ -84,6 +84,22 @@ pub fn batches(_: &Eal, pool: &Mempool) {
     assert!(pool.alloc_bulk(&mut batch, 9));
 }
 
+/// Buffers are kept on a stack, so that what came back last is given out next; and where DPDK has no
+/// such way to keep them, in its own.
+pub fn pool_ops(_: &Eal, _: &Mempool) {
+    // Without a cache, which is a stack too.
+    let usual = Mempool::new("usual", 63, 256, 0, -1).unwrap();
+    assert_eq!((usual.ops(), last_is_next(&usual)), ("lf_stack", true));
+    let other = Mempool::with_ops(c"no_such_ops", "other", 63, 256, 0, -1).unwrap();
+    assert_eq!((other.ops(), last_is_next(&other)), ("ring_mp_mc", false));
+}
+
+fn last_is_next(pool: &Mempool) -> bool {
+    let place = || pool.alloc().unwrap().bytes().as_ptr();
+    let first = place();
+    first == place()
+}
+
 pub fn pools(_: &Eal, _: &Mempool) {
     let small = Mempool::new("small", 63, 256, 0, -1).unwrap();
     assert_eq!((small.capacity(), small.data_room()), (63, 256));
