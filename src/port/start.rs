@@ -91,10 +91,11 @@ fn check(
     let room = pools.iter().map(Mempool::data_room).min().unwrap_or(0);
     let frame = u32::from(mtu) + FRAME_OVERHEAD;
     if frame > u32::from(room) {
-        return refuse(
-            "mtu",
-            format!("{mtu} needs buffers of {frame} bytes, they have {room}"),
+        let most = u32::from(room).saturating_sub(FRAME_OVERHEAD);
+        let reason = format!(
+            "{mtu} needs buffers of {frame} bytes, they have {room}; set workers.buffer_size to at least {frame} or lower the port's mtu to {most}"
         );
+        return refuse("mtu", reason);
     }
     Ok(())
 }

@@ -41,6 +41,10 @@ const PARTS: &[Part] = &[
         ports::stop_and_start,
     ),
     ("bad devices are one-line errors", ports::bad_devices),
+    (
+        "small buffers are refused with a way out",
+        ports::small_buffers,
+    ),
     ("net_memif carries packets", devices::memif),
     ("lcores run, return and panic", lcores),
 ];

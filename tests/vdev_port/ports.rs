@@ -238,3 +238,23 @@ pub fn bad_devices(_: &Eal, pool: &Mempool) {
     let error = port.start(&wish, std::slice::from_ref(pool)).unwrap_err();
     assert!(error.to_string().contains("mtu"), "{error}");
 }
+
+/// The refusal names two ways out, and both lead out.
+pub fn small_buffers(_: &Eal, _: &Mempool) {
+    let start = |mtu, buffer| {
+        let pool = Mempool::new("small", 63, buffer, 0, -1).unwrap();
+        let wish = PortConfig {
+            mtu: Some(mtu),
+            ..PortConfig::default()
+        };
+        let port = Port::open("wan", "net_null8").unwrap();
+        let started = port.start(&wish, &[pool]);
+        started.map(|_| ()).map_err(|refused| refused.to_string())
+    };
+    let refusal = "port wan: mtu: 1500 needs buffers of 1526 bytes, they have 128; \
+                   set workers.buffer_size to at least 1526 or lower the port's mtu to 102";
+    assert_eq!(start(1500, 128), Err(refusal.to_owned()));
+    assert_eq!(start(1500, 1526), Ok(()));
+    assert_eq!(start(102, 128), Ok(()));
+    assert!(start(1500, 1525).is_err() && start(103, 128).is_err());
+}
