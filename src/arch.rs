@@ -167,6 +167,20 @@ pub fn prefetch_index<T>(values: &[T], index: usize) {
     let _ = (values, index);
 }
 
+/// Asks the cache for the line of tags that holds the tag of this index.
+#[inline(always)]
+pub fn prefetch_tag(lines: &[TagLine], index: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let address = lines.as_ptr().cast::<u16>().wrapping_add(index);
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (lines, index);
+}
+
 /// Types for which all bytes zero is a valid value.
 ///
 /// # Safety

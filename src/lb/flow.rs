@@ -181,13 +181,13 @@ pub(super) fn fold(a: u64, b: u64) -> u64 {
 pub fn endpoint_hash<A: Address>(seed: &Seed, protocol: u8, address: A, port: u16) -> u64 {
     // As they stand in a packet, whose bytes need not be swapped then.
     let (high, low) = address.words();
-    let (port, protocol) = (u64::from(port.to_be()), u64::from(protocol) << 48);
+    let port = u64::from(port.to_be()) | u64::from(protocol) << 16;
     if A::HEADER == 20 {
-        let address = u64::from((low as u32).to_be()) << 16;
-        fold((address | port | protocol) ^ seed.0[0], seed.0[1])
+        let address = u64::from((low as u32).to_be());
+        fold(address ^ seed.0[0], port ^ seed.0[1])
     } else {
         let address = fold(high.to_be() ^ seed.0[0], low.to_be() ^ seed.0[1]);
-        fold(address ^ (port | protocol), seed.0[2])
+        fold(address ^ port, seed.0[2])
     }
 }
 

@@ -3,81 +3,23 @@
 //! needs. Pure; runs on workers for every packet.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Range;
 
-use crate::arch::{Any, Hot, Tags};
+use crate::arch::{Hot, Tags};
 
+use super::Arrival;
 use super::conn::settling;
 use super::counters::DropReason;
 use super::flow::{Address, FlowKey, endpoint_hash};
 use super::frame::Frame;
+use super::looks::{Kind, Look, Looks, Meets};
 use super::owner::{Deal, Side};
 use super::parse::{ETHERNET, Packet, Parsed, parse};
 use super::queues::Queues;
 use super::shard::Shard;
 use super::snapshot::Snapshot;
-use super::table::Slot;
+use super::table::{ConnTable, Slot};
 use super::tracked::Tracked;
-use super::{Arrival, MAX_BURST};
-
-/// What a frame holds, as far as the third pass needs to know.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// A TCP or UDP packet with its headers where nearly every packet has them ([`Packet::plain`]),
-    /// from a client.
-    V4,
-    V6,
-    /// The same from a backend.
-    ReplyV4,
-    ReplyV6,
-    /// A TCP or UDP packet with options, extension headers or a VLAN tag.
-    OddV4,
-    OddV6,
-    /// A TCP or UDP packet that another worker owns: the hash is that worker's index.
-    Elsewhere,
-    /// Anything else.
-    Unusual,
-}
-
-/// What a packet is to meet in this shard, and so which end its table hash was taken from.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Meets {
-    Request,
-    Reply,
-    /// A FullNAT reply: the hash is the number of its local port's cell.
-    LocalReply,
-    /// Nothing: another worker owns its flow, and the hash is that worker's index.
-    Elsewhere,
-}
-
-/// What the first two passes found out about a packet. Each field is written and read by itself:
-/// a parsed packet kept here whole would be written in pieces and read in larger ones, which
-/// stalls a CPU for longer than everything else takes.
-#[derive(Clone, Copy)]
-pub(super) struct Look {
-    pub hash: u64,
-    /// Where the entry probably is.
-    pub slot: Slot,
-    pub length: u16,
-    /// The [`settling`] of the packet.
-    pub settling: u16,
-    pub kind: Kind,
-    pub meets: Meets,
-}
-
-/// Room for the looks at one burst, kept from burst to burst.
-pub(super) type Looks = Box<[Look]>;
-
-pub(super) fn looks() -> Looks {
-    let nothing = Look {
-        hash: 0,
-        slot: Slot::NONE,
-        length: 0,
-        settling: u16::MAX,
-        kind: Kind::Unusual,
-        meets: Meets::Request,
-    };
-    vec![nothing; MAX_BURST].into()
-}
 
 /// What all frames of a burst have in common.
 pub(super) struct Burst<'s> {
@@ -166,9 +108,38 @@ fn station([a, b, c, d, e, f]: [u8; 6]) -> u64 {
     u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
 }
 
+/// What a packet is to meet, and the hash that says where; or that of another worker.
+struct Aimed {
+    hash: u64,
+    meets: Meets,
+}
+
+impl Aimed {
+    #[inline(always)]
+    fn elsewhere(owner: u8) -> Self {
+        Self {
+            hash: u64::from(owner),
+            meets: Meets::Elsewhere,
+        }
+    }
+
+    /// The look at a packet which is of the one kind or the other.
+    #[inline(always)]
+    fn look<A>(&self, request: Kind, reply: Kind, packet: &Packet<A>) -> Look {
+        let kind = match self.meets {
+            Meets::Request => request,
+            Meets::Reply | Meets::LocalReply => reply,
+            Meets::Elsewhere => Kind::Elsewhere,
+        };
+        let settling = settling(packet.key.protocol, packet.tcp_flags);
+        Look::new(kind, self.meets, packet.length, settling)
+    }
+}
+
 struct SecondPass<'a> {
     shard: &'a Shard,
-    looks: &'a mut [Look],
+    looks: &'a mut Looks,
+    burst: Range<usize>,
 }
 
 impl Hot for SecondPass<'_> {
@@ -176,9 +147,57 @@ impl Hot for SecondPass<'_> {
 
     #[inline(always)]
     fn run<T: Tags>(self) {
-        for look in self.looks {
-            self.shard.reach::<T>(look);
+        let Self {
+            shard,
+            looks,
+            mut burst,
+        } = self;
+        while !burst.is_empty() {
+            let first = looks.of[burst.start];
+            burst.start += match (first.kind(), first.meets()) {
+                (Kind::V4 | Kind::ReplyV4 | Kind::OddV4, Meets::Request | Meets::Reply) => {
+                    looks.reach::<T, _>(&shard.tables.v4, first, burst.clone())
+                }
+                (Kind::V6 | Kind::ReplyV6 | Kind::OddV6, Meets::Request | Meets::Reply) => {
+                    looks.reach::<T, _>(&shard.tables.v6, first, burst.clone())
+                }
+                (_, meets) => {
+                    if meets == Meets::LocalReply {
+                        shard.reach_local(looks, burst.start);
+                    }
+                    1
+                }
+            };
         }
+    }
+}
+
+impl Looks {
+    /// Asks for the entries of packets of one sort, the first one's, up to the first of another. Returns
+    /// how many.
+    #[inline(always)]
+    fn reach<T: Tags, A: Tracked>(
+        &mut self,
+        table: &ConnTable<A>,
+        first: Look,
+        burst: Range<usize>,
+    ) -> usize {
+        let places = table.places();
+        let looking = self.of[burst.clone()]
+            .iter()
+            .zip(&self.hashes[burst.clone()]);
+        let mut done = 0;
+        for (slot, (look, &hash)) in self.slots[burst].iter_mut().zip(looking) {
+            if !look.is_like(first) {
+                break;
+            }
+            let begin = *slot;
+            if !places.prefetch_entry::<T>(slot, hash) {
+                *slot = table.prefetch_other(begin, hash);
+            }
+            done += 1;
+        }
+        done
     }
 }
 
@@ -187,42 +206,54 @@ impl Shard {
     /// only so many under way at once: so the second pass follows the first at a distance, and its
     /// requests are spread over the time that both take.
     #[inline(always)]
-    pub(super) fn look_at_all<F: Frame>(&self, burst: &Burst, frames: &[F], looks: &mut [Look]) {
+    pub(super) fn look_at_all<F: Frame>(&self, burst: &Burst, frames: &mut [F], looks: &mut Looks) {
         /// Buckets that a core's own cache holds: about a megabyte.
         const NEAR: usize = 1024;
         const DISTANCE: usize = 16;
-        let part = match self.buckets() > NEAR {
-            true => DISTANCE,
-            false => MAX_BURST,
-        };
-        let mut begin = 0;
-        for (n, frames) in frames.chunks(part).enumerate() {
-            let at = n * part;
-            self.first_pass(burst, frames, &mut looks[at..at + frames.len()]);
-            self.second_pass(&mut looks[begin..at]);
-            begin = at;
+        looks.near = self.buckets() <= NEAR;
+        if looks.near {
+            self.first_pass(burst, frames, looks, 0);
+            return self.second_pass(looks, 0..frames.len());
         }
-        self.second_pass(&mut looks[begin..frames.len()]);
+        let (mut begin, mut at) = (0, 0);
+        for frames in frames.chunks_mut(DISTANCE) {
+            self.first_pass(burst, frames, looks, at);
+            self.second_pass(looks, begin..at);
+            (begin, at) = (at, at + frames.len());
+        }
+        self.second_pass(looks, begin..at);
     }
 
-    /// First pass: what each frame is, and a request for its bucket.
+    /// First pass: what each frame is, and a request for its bucket; the looks at them begin at `at`.
     #[inline(always)]
-    fn first_pass<F: Frame>(&self, burst: &Burst, frames: &[F], looks: &mut [Look]) {
-        let (mut at, count) = (0, frames.len());
-        while at < count {
-            let (rest, aims) = (&frames[at..], &mut looks[at..]);
-            at += if burst.requests_alone {
-                self.aim_both(burst, rest, aims, Self::aim_request, Self::aim_request)
+    fn first_pass<F: Frame>(
+        &self,
+        burst: &Burst,
+        mut frames: &mut [F],
+        looks: &mut Looks,
+        mut at: usize,
+    ) {
+        while !frames.is_empty() {
+            let done = if burst.requests_alone {
+                self.aim_both(
+                    burst,
+                    frames,
+                    looks,
+                    at,
+                    Self::aim_request,
+                    Self::aim_request,
+                )
             } else if burst.one_way_alone {
-                self.aim_both(burst, rest, aims, Self::aim_owned, Self::aim_owned)
+                self.aim_both(burst, frames, looks, at, Self::aim_owned, Self::aim_owned)
             } else if burst.port.is_none() {
-                self.aim_both(burst, rest, aims, Self::aim_sided, Self::aim_sided)
+                self.aim_both(burst, frames, looks, at, Self::aim_sided, Self::aim_sided)
             } else {
                 0
             };
-            if let Some(frame) = frames.get(at) {
-                self.look(burst, frame, &mut looks[at]);
-                at += 1;
+            (frames, at) = (&mut frames[done..], at + done);
+            if let Some((frame, rest)) = std::mem::take(&mut frames).split_first_mut() {
+                self.look(burst, frame, looks, at);
+                (frames, at) = (rest, at + 1);
             }
         }
     }
@@ -233,196 +264,185 @@ impl Shard {
     fn aim_both<F: Frame>(
         &self,
         burst: &Burst,
-        frames: &[F],
-        looks: &mut [Look],
-        aim_v4: impl Fn(&Self, &Burst, &FlowKey<Ipv4Addr>, &mut Look),
-        aim_v6: impl Fn(&Self, &Burst, &FlowKey<Ipv6Addr>, &mut Look),
+        frames: &mut [F],
+        looks: &mut Looks,
+        at: usize,
+        aim_v4: impl Fn(&Self, &Burst, &FlowKey<Ipv4Addr>) -> Aimed,
+        aim_v6: impl Fn(&Self, &Burst, &FlowKey<Ipv6Addr>) -> Aimed,
     ) -> usize {
         // A port's NIC verifies checksums or it does not.
         let done = match frames.first().is_some_and(F::ip_checksum_verified) {
-            true => self.aim_run::<_, _, true>(burst, frames, looks, aim_v4),
-            false => self.aim_run::<_, _, false>(burst, frames, looks, aim_v4),
+            true => self.aim_run::<_, _, true>(burst, frames, looks, at, aim_v4),
+            false => self.aim_run::<_, _, false>(burst, frames, looks, at, aim_v4),
         };
-        done + self.aim_run::<_, _, false>(burst, &frames[done..], &mut looks[done..], aim_v6)
+        let (frames, at) = (&mut frames[done..], at + done);
+        if frames.is_empty() {
+            return done;
+        }
+        done + self.aim_run::<_, _, false>(burst, frames, looks, at, aim_v6)
     }
 
     /// Plain packets of a family from the first frame on, up to the first that is anything else. With
-    /// `VERIFIED`, that is also one whose checksum no NIC has verified.
+    /// `VERIFIED`, that is also one whose checksum no NIC has verified. They lose their padding.
     #[inline(never)]
     fn aim_run<A: Tracked, F: Frame, const VERIFIED: bool>(
         &self,
         burst: &Burst,
-        frames: &[F],
-        looks: &mut [Look],
-        aim: impl Fn(&Self, &Burst, &FlowKey<A>, &mut Look),
+        frames: &mut [F],
+        looks: &mut Looks,
+        at: usize,
+        aim: impl Fn(&Self, &Burst, &FlowKey<A>) -> Aimed,
     ) -> usize {
         let mut done = 0;
-        for (frame, look) in frames.iter().zip(looks) {
+        let hashes = &mut looks.hashes[at..];
+        let looking = looks.of[at..].iter_mut().zip(&mut *hashes);
+        for (frame, (look, hash)) in frames.iter_mut().zip(looking) {
             let bytes = frame.bytes();
             if !burst.may_be_plain(frame, bytes) || VERIFIED && !frame.ip_checksum_verified() {
                 break;
             }
-            let Some(packet) = A::find_plain(bytes, VERIFIED) else {
+            let Some(packet) = A::claimed(bytes, VERIFIED) else {
                 break;
             };
-            let key = packet.key;
-            look.kind = A::REQUEST;
-            look.length = packet.length;
-            look.settling = settling(key.protocol, packet.tcp_flags);
-            aim(self, burst, &key, look);
+            let (key, length) = (packet.key, ETHERNET + usize::from(packet.length));
+            if length != bytes.len() {
+                if length > bytes.len() {
+                    break;
+                }
+                frame.truncate(length);
+            }
+            let aimed = aim(self, burst, &key);
+            *look = aimed.look(A::REQUEST, A::REPLY, &packet);
+            *hash = aimed.hash;
             done += 1;
+        }
+        if done > 0 {
+            let slots = &mut looks.slots[at..at + done];
+            A::table(&self.tables).prefetch_buckets(self.cpu, &hashes[..done], slots);
         }
         done
     }
 
     /// A request that belongs to this worker.
     #[inline(always)]
-    fn aim_request<A: Tracked>(&self, _: &Burst, key: &FlowKey<A>, look: &mut Look) {
-        look.hash = endpoint_hash(&self.seed, key.protocol, key.source, key.source_port);
-        look.meets = Meets::Request;
-        look.slot = A::table(&self.tables).prefetch_bucket(look.hash);
+    fn aim_request<A: Tracked>(&self, _: &Burst, key: &FlowKey<A>) -> Aimed {
+        Aimed {
+            hash: self.client_hash(key),
+            meets: Meets::Request,
+        }
     }
 
     /// A request that may belong to another worker.
     #[inline(always)]
-    fn aim_owned<A: Tracked>(&self, burst: &Burst, key: &FlowKey<A>, look: &mut Look) {
+    fn aim_owned<A: Tracked>(&self, burst: &Burst, key: &FlowKey<A>) -> Aimed {
         let owner = burst.deal.worker(Side::OneWay.hash(key));
-        if owner == self.worker {
-            return self.aim_request(burst, key, look);
+        match owner == self.worker {
+            true => self.aim_request(burst, key),
+            false => Aimed::elsewhere(owner),
         }
-        (look.kind, look.meets) = (Kind::Elsewhere, Meets::Elsewhere);
-        look.hash = u64::from(owner);
     }
 
     /// A request or a reply that belongs to this worker.
     #[inline(always)]
-    fn aim_sided<A: Tracked>(&self, burst: &Burst, key: &FlowKey<A>, look: &mut Look) {
-        self.aim_at(burst.snapshot.side(key), key, look);
+    fn aim_sided<A: Tracked>(&self, burst: &Burst, key: &FlowKey<A>) -> Aimed {
+        self.aim_at(burst.snapshot.side(key), key)
     }
 
     /// Second pass: a request for each packet's entry.
     #[inline(never)]
-    fn second_pass(&self, looks: &mut [Look]) {
-        self.cpu.run(SecondPass { shard: self, looks });
+    fn second_pass(&self, looks: &mut Looks, burst: Range<usize>) {
+        self.cpu.run(SecondPass {
+            shard: self,
+            looks,
+            burst,
+        });
     }
 
     /// First pass over any frame.
     #[inline(never)]
-    fn look<F: Frame>(&self, burst: &Burst, frame: &F, look: &mut Look) {
+    fn look<F: Frame>(&self, burst: &Burst, frame: &mut F, looks: &mut Looks, at: usize) {
         let bytes = frame.bytes();
         if burst.may_be_plain(frame, bytes) {
             if let Some(packet) = Packet::find_plain_v4(bytes, frame.ip_checksum_verified()) {
-                return self.aim(burst, &packet, Kind::V4, look);
+                frame.truncate(ETHERNET + usize::from(packet.length));
+                return self.aim(burst, &packet, Kind::V4, looks, at);
             }
             if let Some(packet) = Packet::find_plain_v6(bytes) {
-                return self.aim(burst, &packet, Kind::V6, look);
+                frame.truncate(ETHERNET + usize::from(packet.length));
+                return self.aim(burst, &packet, Kind::V6, looks, at);
             }
         }
-        self.look_closely(burst, frame, look);
+        self.look_closely(burst, frame, looks, at);
     }
 
     /// The first pass over a frame that is not plain.
     #[inline(never)]
-    fn look_closely<F: Frame>(&self, burst: &Burst, frame: &F, look: &mut Look) {
+    fn look_closely<F: Frame>(&self, burst: &Burst, frame: &F, looks: &mut Looks, at: usize) {
         match burst.parse(frame) {
-            Parsed::V4(packet) => self.aim(burst, &packet, Kind::OddV4, look),
-            Parsed::V6(packet) => self.aim(burst, &packet, Kind::OddV6, look),
-            _ => look.kind = Kind::Unusual,
+            Parsed::V4(packet) => self.aim(burst, &packet, Kind::OddV4, looks, at),
+            Parsed::V6(packet) => self.aim(burst, &packet, Kind::OddV6, looks, at),
+            _ => looks.of[at] = Look::UNUSUAL,
         }
     }
 
     /// Who owns a packet's flow, and where its entry should be.
     #[inline(always)]
-    fn aim<A: Tracked>(&self, burst: &Burst, packet: &Packet<A>, kind: Kind, look: &mut Look) {
+    fn aim<A: Tracked>(
+        &self,
+        burst: &Burst,
+        packet: &Packet<A>,
+        kind: Kind,
+        looks: &mut Looks,
+        at: usize,
+    ) {
         let key = packet.key;
-        look.kind = kind;
-        look.length = packet.length;
-        look.settling = settling(key.protocol, packet.tcp_flags);
         let requests_alone = match kind {
             Kind::V4 | Kind::V6 => burst.requests_alone,
             _ => burst.odd_requests_alone,
         };
-        match (requests_alone, burst.one_way_alone) {
-            (true, _) => self.aim_request(burst, &key, look),
-            (false, true) => self.aim_owned(burst, &key, look),
+        let aimed = match (requests_alone, burst.one_way_alone) {
+            (true, _) => self.aim_request(burst, &key),
+            (false, true) => self.aim_owned(burst, &key),
             // A copy, so that the key stays in registers otherwise.
-            (false, false) => self.aim_by_side(burst, &{ key }, look),
-        }
+            (false, false) => self.aim_by_side(burst, &{ key }, kind),
+        };
+        let reply = match kind == A::REQUEST {
+            true => A::REPLY,
+            false => kind,
+        };
+        looks.of[at] = aimed.look(kind, reply, packet);
+        looks.hashes[at] = aimed.hash;
+        looks.slots[at] = A::table(&self.tables).prefetch_bucket(aimed.hash);
     }
 
     /// As [`Shard::aim`], where there are replies and other workers.
     #[inline(never)]
-    fn aim_by_side<A: Tracked>(&self, burst: &Burst, key: &FlowKey<A>, look: &mut Look) {
+    fn aim_by_side<A: Tracked>(&self, burst: &Burst, key: &FlowKey<A>, kind: Kind) -> Aimed {
         let side = burst.snapshot.side(key);
         if burst.port.is_some()
-            && let Some(owner) = self.other_owner(burst, side, key, look.kind)
+            && let Some(owner) = self.other_owner(burst, side, key, kind)
         {
-            look.hash = u64::from(owner);
-            look.meets = Meets::Elsewhere;
-            look.kind = Kind::Elsewhere;
-            return;
+            return Aimed::elsewhere(owner);
         }
-        self.aim_at(side, key, look);
+        self.aim_at(side, key)
     }
 
-    /// Where the entry of a packet of this worker's should be.
+    /// What a packet of this worker's meets, and the hash of where its entry should be.
     #[inline(always)]
-    fn aim_at<A: Tracked>(&self, side: Side, key: &FlowKey<A>, look: &mut Look) {
+    fn aim_at<A: Tracked>(&self, side: Side, key: &FlowKey<A>) -> Aimed {
         let (hash, meets) = self.meets(side, key);
-        (look.hash, look.meets) = (hash, meets);
-        if meets != Meets::Request && look.kind == A::REQUEST {
-            look.kind = A::REPLY;
+        if meets == Meets::LocalReply {
+            self.local_ports.prefetch(hash as usize);
         }
-        match meets {
-            Meets::Request | Meets::Reply => {
-                look.slot = A::table(&self.tables).prefetch_bucket(hash);
-            }
-            Meets::LocalReply => self.local_ports.prefetch(hash as usize),
-            Meets::Elsewhere => {}
-        }
+        Aimed { hash, meets }
     }
 
-    /// Second pass over a frame: a request for the entry.
-    #[inline(always)]
-    fn reach<T: Tags>(&self, look: &mut Look) {
-        match look.kind {
-            Kind::V4 => self
-                .tables
-                .v4
-                .prefetch_entry::<T>(&mut look.slot, look.hash),
-            Kind::V6 => self
-                .tables
-                .v6
-                .prefetch_entry::<T>(&mut look.slot, look.hash),
-            Kind::Elsewhere => {}
-            _ => self.reach_other(look),
-        }
-    }
-
+    /// Second pass over a reply to one of FullNAT's local ports, which says where the entry is.
     #[inline(never)]
-    fn reach_other(&self, look: &mut Look) {
-        if look.meets == Meets::LocalReply {
-            return self.reach_local(look);
-        }
-        match look.kind {
-            Kind::V4 | Kind::ReplyV4 | Kind::OddV4 => {
-                self.tables
-                    .v4
-                    .prefetch_entry::<Any>(&mut look.slot, look.hash);
-            }
-            Kind::V6 | Kind::ReplyV6 | Kind::OddV6 => {
-                self.tables
-                    .v6
-                    .prefetch_entry::<Any>(&mut look.slot, look.hash);
-            }
-            Kind::Elsewhere | Kind::Unusual => {}
-        }
-    }
-
-    fn reach_local(&self, look: &mut Look) {
-        let slot = self.local_ports.slot(look.hash as usize);
-        look.slot = slot.unwrap_or(Slot::NONE);
-        self.tables.prefetch(look);
+    fn reach_local(&self, looks: &mut Looks, at: usize) {
+        let slot = self.local_ports.slot(looks.hashes[at] as usize);
+        looks.slots[at] = slot.unwrap_or(Slot::NONE);
+        self.tables.prefetch(looks.of[at].kind(), looks.slots[at]);
     }
 
     /// What a packet of this worker's is to meet, and the hash of the client's end of its flow: the

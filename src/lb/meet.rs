@@ -9,7 +9,7 @@ use super::flow::{Address, FlowKey, protocol};
 use super::forward::{Way, backend_port, to_backend};
 use super::frame::Frame;
 use super::fullnat::local_end;
-use super::look::{Look, Meets};
+use super::looks::{Aim, Meets};
 use super::parse::{Packet, tcp};
 use super::settled::is_settled;
 use super::shard::Shard;
@@ -17,26 +17,6 @@ use super::snapshot::{Backend, BackendId, BackendState, Snapshot};
 use super::table::Slot;
 use super::tracked::Tracked;
 use super::{Now, Outbox, Verdict, mtu};
-
-/// Where a packet's entry should be.
-#[derive(Clone, Copy)]
-pub(super) struct Aim {
-    pub hash: u64,
-    /// Where the second pass saw it, or one like it.
-    pub slot: Slot,
-    pub meets: Meets,
-}
-
-impl Look {
-    #[inline(always)]
-    pub(super) fn aim(&self) -> Aim {
-        Aim {
-            hash: self.hash,
-            slot: self.slot,
-            meets: self.meets,
-        }
-    }
-}
 
 impl Shard {
     /// A TCP or UDP packet meets its connection.

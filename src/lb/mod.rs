@@ -26,6 +26,7 @@ pub mod icmp;
 pub mod keepalive;
 pub mod listing;
 mod look;
+mod looks;
 pub mod maglev;
 mod meet;
 pub mod mtu;
@@ -86,7 +87,7 @@ pub trait Outbox {
 pub enum Arrival {
     /// Received on the port of this index.
     Port(u8),
-    /// Handed over by other workers, unchanged. A whole packet is not handed on again.
+    /// Handed over by other workers, unchanged but for padding. A whole packet is not handed on again.
     HandOff,
 }
 
@@ -125,8 +126,7 @@ pub enum Verdict {
     },
     Drop(counters::DropReason),
     Pass(Pass),
-    /// Another worker owns the packet's flow: put it, unchanged, on the ring to the worker of this
-    /// index.
+    /// Another worker owns the packet's flow: put it on the ring to the worker of this index.
     HandOff(u8),
     /// As [`Verdict::HandOff`], and the frame's note (see [`frame::Frame::note`]) goes with it.
     Refer(u8),

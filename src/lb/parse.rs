@@ -139,7 +139,7 @@ impl<A: Address> Packet<A> {
 
     #[inline(always)]
     fn udp(frame: &[u8], length: usize) -> Option<Self> {
-        if length < A::HEADER + 8 || ETHERNET + length > frame.len() {
+        if length < A::HEADER + 8 {
             return None;
         }
         Self::with(frame, protocol::UDP, u16::try_from(length).ok()?, 0)
@@ -147,7 +147,7 @@ impl<A: Address> Packet<A> {
 
     #[inline(always)]
     fn tcp(frame: &[u8], length: usize) -> Option<Self> {
-        if length < A::HEADER + 20 || ETHERNET + length > frame.len() {
+        if length < A::HEADER + 20 {
             return None;
         }
         let flags = *frame.get(Self::PLAIN_L4 + 13)?;
@@ -218,11 +218,25 @@ const TCP_V4: Fixed = fixed_v4(protocol::TCP);
 const UDP_V6: Fixed = fixed_v6(protocol::UDP);
 const TCP_V6: Fixed = fixed_v6(protocol::TCP);
 
+impl<A: Address> Packet<A> {
+    /// Whether a frame in which it was found is as long as it says.
+    #[inline(always)]
+    fn fits(&self, frame: &[u8]) -> bool {
+        usize::from(self.l3) + usize::from(self.length) <= frame.len()
+    }
+}
+
 impl Packet<Ipv4Addr> {
     /// The plain IPv4 packet in a frame. `None` says nothing about a frame: ask [`parse`], which
     /// always agrees with what is found here.
     #[inline(always)]
     pub fn find_plain_v4(frame: &[u8], checksum_verified: bool) -> Option<Self> {
+        Self::claimed_v4(frame, checksum_verified).filter(|packet| packet.fits(frame))
+    }
+
+    /// What [`Packet::find_plain_v4`] finds, or would find in a longer frame.
+    #[inline(always)]
+    pub fn claimed_v4(frame: &[u8], checksum_verified: bool) -> Option<Self> {
         let head = frame.first_chunk()?;
         let words = (word(head, 12), half_word(head, 20));
         let length = usize::from(read_u16(head, 16));
@@ -243,6 +257,12 @@ impl Packet<Ipv6Addr> {
     /// The plain IPv6 packet in a frame; `None` as for IPv4.
     #[inline(always)]
     pub fn find_plain_v6(frame: &[u8]) -> Option<Self> {
+        Self::claimed_v6(frame).filter(|packet| packet.fits(frame))
+    }
+
+    /// What [`Packet::find_plain_v6`] finds, or would find in a longer frame.
+    #[inline(always)]
+    pub fn claimed_v6(frame: &[u8]) -> Option<Self> {
         let head = frame.first_chunk()?;
         let words = (word(head, 12), half_word(head, 20));
         let length = Ipv6Addr::HEADER + usize::from(read_u16(head, 18));

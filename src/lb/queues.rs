@@ -8,7 +8,8 @@
 
 use super::counters::Counter;
 use super::flow::{Address, FlowKey, protocol};
-use super::look::{Burst, Kind, Look};
+use super::look::Burst;
+use super::looks::Kind;
 use super::owner::{Ownership, Side};
 use super::parse::Packet;
 use super::shard::Shard;
@@ -160,8 +161,8 @@ impl Shard {
     /// Computes the owner of a packet that came by a proven queue.
     #[cold]
     #[inline(never)]
-    pub(super) fn audit<A: Address>(&self, burst: &Burst, frame: &[u8], look: &Look) {
-        let plain = Packet::<A>::plain(frame, look.length);
+    pub(super) fn audit<A: Address>(&self, burst: &Burst, frame: &[u8], length: u16) {
+        let plain = Packet::<A>::plain(frame, length);
         let (Some(packet), Some(queues)) = (plain, burst.queues) else {
             return;
         };

@@ -9,15 +9,15 @@ use super::flow::{Address, FlowKey};
 use super::forward::{Way, direct, translate, tunnel, write_macs};
 use super::frame::Frame;
 use super::fullnat::{is_local_reply, local_end};
-use super::look::{Kind, Look, Meets};
+use super::looks::{AHEAD, Kind, Look, Looks, Meets};
 use super::meet::is_reply;
 use super::parse::{ETHERNET, Packet, tcp};
 use super::route::Link;
 use super::shard::Shard;
 use super::snapshot::{Backend, BackendId, BackendState, ForwardMethod, Snapshot};
-use super::table::ConnTable;
+use super::table::{ConnTable, Slot};
 use super::tracked::Tracked;
-use super::{Now, Verdict};
+use super::{MAX_BURST, Now, Verdict};
 
 /// The ports that packets of a burst leave by, as far as they are transmitted.
 #[derive(Clone, Copy)]
@@ -61,13 +61,17 @@ impl Exits {
 pub(super) struct Rest<'b, F> {
     pub at: usize,
     pub frames: &'b mut [F],
-    pub looks: &'b [Look],
-    pub verdicts: &'b mut [Verdict],
+    pub looks: &'b Looks,
+    pub verdicts: &'b mut [Verdict; MAX_BURST],
 }
 
-/// How far ahead the third pass asks for entries. The second pass has done so; where many lines have to
-/// come from afar, not all are there by then: a CPU seems to forget some.
-const AHEAD: usize = 5;
+/// What the first two passes found out about a packet.
+#[derive(Clone, Copy)]
+struct Seen {
+    look: Look,
+    hash: u64,
+    slot: Slot,
+}
 
 /// What the packets of a run have in common, and the shard's parts that they need: apart from the
 /// rest of it they stay in registers.
@@ -78,18 +82,9 @@ struct Run<'s, A: Address> {
     second: u32,
 }
 
-/// Why a packet is not for a run.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Stop {
-    /// It may be settled, and its backend has another method.
-    Method,
-    /// It is not settled.
-    Unsettled,
-}
-
 impl Shard {
     /// Forwards settled requests of a family from the first frame on, up to the first that is
-    /// anything else. That one may have lost its padding and nothing else.
+    /// anything else, which is left as it was.
     #[inline(always)]
     pub(super) fn forward_settled<A: Tracked, F: Frame>(
         &mut self,
@@ -98,38 +93,46 @@ impl Shard {
         rest: &mut Rest<F>,
         exits: &mut Exits,
     ) {
-        // A burst's packets mostly have one method: each has a loop of its own.
-        while let Some(method) = self.next_method::<A, F>(snapshot, now, rest) {
-            let stop = match method {
+        // A burst's packets mostly have one method and leave by one port: there is a loop for each
+        // method, and one that comes by another or leaves by another port begins a loop anew.
+        let mut last = None;
+        while let Some((method, port)) = self.next_way::<A, F>(snapshot, now, rest)
+            && last != Some((method, port))
+        {
+            let begin = rest.at;
+            match method {
                 ForwardMethod::DirectRouting => {
-                    self.forward_directly::<A, F>(snapshot, now, rest, exits)
+                    self.forward_directly::<A, F>(snapshot, now, rest, port)
                 }
-                ForwardMethod::Tunnel => self.forward_wrapped::<A, F>(snapshot, now, rest, exits),
+                ForwardMethod::Tunnel => self.forward_wrapped::<A, F>(snapshot, now, rest, port),
                 ForwardMethod::Nat | ForwardMethod::FullNat => {
-                    self.forward_translated::<A, F>(snapshot, now, rest, exits)
+                    self.forward_translated::<A, F>(snapshot, now, rest, port)
                 }
-            };
-            if stop == Stop::Unsettled {
-                break;
             }
+            rest.transmit(begin, port, exits);
+            last = Some((method, port));
         }
     }
 
-    /// The method of the next request, if it looks settled.
+    /// The method of the next request and its port, if it looks settled.
     #[inline(always)]
-    fn next_method<A: Tracked, F>(
+    fn next_way<A: Tracked, F>(
         &self,
         snapshot: &Snapshot,
         now: Now,
         rest: &Rest<F>,
-    ) -> Option<ForwardMethod> {
-        let look = rest.looks.get(rest.at)?;
-        if look.kind != A::REQUEST {
+    ) -> Option<(ForwardMethod, u8)> {
+        let (at, looks) = (rest.at, rest.looks);
+        if at >= rest.frames.len() || !looks.of[at].is(A::REQUEST) {
             return None;
         }
-        let conn = A::table(&self.tables).try_get(look.slot)?;
-        let may_be = conn.is_settled_for(look.settling) && !conn.is_expired(now.second);
-        may_be.then_some(snapshot.backend(conn.backend)?.method)
+        let (look, slot) = (looks.of[at], looks.slots[at]);
+        let conn = A::table(&self.tables).try_get(slot)?;
+        if !conn.is_settled_for(look.settling()) || conn.is_expired(now.second) {
+            return None;
+        }
+        let backend = snapshot.backend(conn.backend)?;
+        Some((backend.method, backend.link.as_ref()?.port))
     }
 
     /// Those by direct routing.
@@ -139,22 +142,20 @@ impl Shard {
         snapshot: &Snapshot,
         now: Now,
         rest: &mut Rest<F>,
-        exits: &mut Exits,
-    ) -> Stop {
-        let mut run = self.run::<A>(snapshot, now);
-        rest.run(A::REQUEST, exits, |frame, look, ahead| {
-            run.expect(ahead);
-            let bytes = plain::<A>(frame.bytes_mut()).ok_or(Stop::Unsettled)?;
-            let (conn, backend, link) = run.request(bytes, look).ok_or(Stop::Unsettled)?;
+        port: u8,
+    ) {
+        let run = self.run::<A>(snapshot, now);
+        rest.run(A::REQUEST, run, |run, frame, seen| {
+            let bytes = plain::<A>(frame.bytes_mut())?;
+            let (conn, backend, link) = run.request(bytes, seen)?;
             let id = conn.backend;
-            if backend.method != ForwardMethod::DirectRouting {
-                return Err(Stop::Method);
+            if backend.method != ForwardMethod::DirectRouting || link.port != port {
+                return None;
             }
             // A packet that lives too short is refused before anything is written.
-            direct::forward_plain::<A>(bytes, link).map_err(|_| Stop::Unsettled)?;
-            frame.truncate(ETHERNET + usize::from(look.length));
-            run.count_in(id, look);
-            Ok(link.port)
+            direct::forward_plain::<A>(bytes, link).ok()?;
+            run.count_in(id, seen.look);
+            Some(())
         })
     }
 
@@ -165,23 +166,20 @@ impl Shard {
         snapshot: &Snapshot,
         now: Now,
         rest: &mut Rest<F>,
-        exits: &mut Exits,
-    ) -> Stop {
-        let mut run = self.run::<A>(snapshot, now);
-        rest.run(A::REQUEST, exits, |frame, look, ahead| {
-            run.expect(ahead);
-            let bytes = plain::<A>(frame.bytes_mut()).ok_or(Stop::Unsettled)?;
-            let (conn, backend, link) = run.request(bytes, look).ok_or(Stop::Unsettled)?;
-            let (id, packet) = (conn.backend, Packet::of_client(conn, look.length));
-            if backend.method != ForwardMethod::Tunnel {
-                return Err(Stop::Method);
+        port: u8,
+    ) {
+        let run = self.run::<A>(snapshot, now);
+        rest.run(A::REQUEST, run, |run, frame, seen| {
+            let bytes = plain::<A>(frame.bytes_mut())?;
+            let (conn, backend, link) = run.request(bytes, seen)?;
+            let (id, packet) = (conn.backend, Packet::of_client(conn, seen.look.length()));
+            if backend.method != ForwardMethod::Tunnel || link.port != port {
+                return None;
             }
-            frame.truncate(ETHERNET + usize::from(look.length));
             // A packet that lives too short is refused before anything is written.
-            tunnel::forward(frame, &packet, link, backend, look.hash)
-                .map_err(|_| Stop::Unsettled)?;
-            run.count_in(id, look);
-            Ok(link.port)
+            tunnel::forward(frame, &packet, link, backend, seen.hash).ok()?;
+            run.count_in(id, seen.look);
+            Some(())
         })
     }
 
@@ -192,32 +190,30 @@ impl Shard {
         snapshot: &Snapshot,
         now: Now,
         rest: &mut Rest<F>,
-        exits: &mut Exits,
-    ) -> Stop {
-        let mut run = self.run::<A>(snapshot, now);
-        rest.run(A::REQUEST, exits, |frame, look, ahead| {
-            run.expect(ahead);
-            let bytes = plain::<A>(frame.bytes_mut()).ok_or(Stop::Unsettled)?;
-            let (conn, backend, link) = run.request(bytes, look).ok_or(Stop::Unsettled)?;
-            let (id, packet) = (conn.backend, Packet::of_client(conn, look.length));
-            if !backend.method.is_two_way() {
-                return Err(Stop::Method);
+        port: u8,
+    ) {
+        let run = self.run::<A>(snapshot, now);
+        rest.run(A::REQUEST, run, |run, frame, seen| {
+            let bytes = plain::<A>(frame.bytes_mut())?;
+            let (conn, backend, link) = run.request(bytes, seen)?;
+            let (id, packet) = (conn.backend, Packet::of_client(conn, seen.look.length()));
+            if !backend.method.is_two_way() || link.port != port {
+                return None;
             }
             let way = Way {
                 backend,
-                hash: look.hash,
+                hash: seen.hash,
                 local: local_end(snapshot, conn),
             };
             // A packet that lives too short is refused before anything is written.
-            translate(bytes, &packet, &way, link).map_err(|_| Stop::Unsettled)?;
-            frame.truncate(ETHERNET + usize::from(look.length));
-            run.count_in(id, look);
-            Ok(link.port)
+            translate(bytes, &packet, &way, link).ok()?;
+            run.count_in(id, seen.look);
+            Some(())
         })
     }
 
     /// Sends backends' settled replies of a family to their clients, likewise.
-    #[inline(never)]
+    #[inline(always)]
     pub(super) fn return_settled<A: Tracked, F: Frame>(
         &mut self,
         snapshot: &Snapshot,
@@ -225,13 +221,30 @@ impl Shard {
         rest: &mut Rest<F>,
         exits: &mut Exits,
     ) {
+        loop {
+            let (begin, mut port) = (rest.at, None);
+            self.return_by_one::<A, F>(snapshot, now, rest, &mut port);
+            match port {
+                Some(port) if rest.at > begin => rest.transmit(begin, port, exits),
+                _ => break,
+            }
+        }
+    }
+
+    /// Those that leave by one port: the first one's, where `port` names none.
+    #[inline(never)]
+    fn return_by_one<A: Tracked, F: Frame>(
+        &mut self,
+        snapshot: &Snapshot,
+        now: Now,
+        rest: &mut Rest<F>,
+        port: &mut Option<u8>,
+    ) {
         let smallest_mtu = self.smallest_mtu;
-        let mut run = self.run::<A>(snapshot, now);
-        rest.run(A::REPLY, exits, |frame, look, ahead| {
-            run.expect(ahead);
-            let reply = run.reply(frame, look, smallest_mtu);
-            reply.ok_or(Stop::Unsettled)
-        });
+        let run = self.run::<A>(snapshot, now);
+        rest.run(A::REPLY, run, |run, frame, seen| {
+            run.reply(frame, seen, smallest_mtu, port)
+        })
     }
 
     #[inline(always)]
@@ -246,17 +259,14 @@ impl Shard {
 }
 
 impl<F> Rest<'_, F> {
-    /// The look whose entry is to be asked for while the packet in hand is worked at.
-    pub fn ahead(&self) -> Option<&Look> {
-        self.looks.get(self.at + AHEAD)
-    }
-
     /// Hands packets over to the workers that own them, up to the first that is this one's.
     pub fn hand_over(&mut self, exits: &mut Exits) {
-        let looks = self.looks[self.at..].iter();
-        let elsewhere = looks.take_while(|look| look.kind == Kind::Elsewhere);
-        for (look, verdict) in elsewhere.zip(&mut self.verdicts[self.at..]) {
-            *verdict = Verdict::HandOff(look.hash as u8);
+        let (at, count) = (self.at, self.frames.len());
+        let looks = self.looks.of[at..count].iter();
+        let elsewhere = looks.take_while(|look| look.is(Kind::Elsewhere));
+        let owners = self.looks.hashes[at..].iter().zip(elsewhere);
+        for ((owner, _), verdict) in owners.zip(&mut self.verdicts[at..]) {
+            *verdict = Verdict::HandOff(*owner as u8);
             self.at += 1;
         }
         exits.none();
@@ -264,138 +274,122 @@ impl<F> Rest<'_, F> {
 }
 
 impl<F: Frame> Rest<'_, F> {
-    /// Does `step` with each packet of a kind, and the one ahead, up to the first that is of another or
-    /// for which it has no port; all before that are transmitted.
+    /// Does `step` with each packet of a kind, up to the first that is of another or that it does not
+    /// take.
     #[inline(always)]
-    fn run(
+    fn run<'s, A: Tracked>(
         &mut self,
         kind: Kind,
-        exits: &mut Exits,
-        mut step: impl FnMut(&mut F, &Look, Option<&Look>) -> Result<u8, Stop>,
-    ) -> Stop {
-        let (mut at, mut stop) = (self.at, Stop::Unsettled);
-        // Mostly all leave by one port, and their verdicts are written at once.
-        let mut leaving = Leaving {
-            begin: at,
-            port: Leaving::NOWHERE,
-        };
-        let looks = self.looks;
-        let ahead = |at| looks.get(at + AHEAD);
-        let frames = self.frames[at..].iter_mut().zip(&looks[at..]);
-        for (frame, look) in frames {
-            if look.kind != kind {
-                break;
+        mut run: Run<'s, A>,
+        mut step: impl FnMut(&mut Run<'s, A>, &mut F, Seen) -> Option<()>,
+    ) {
+        let (looks, count) = (self.looks, self.frames.len().min(MAX_BURST));
+        let (mut at, mut end) = (self.at, self.at);
+        while at == end && end < count {
+            end = count;
+            if !looks.near {
+                end = count.min(at + AHEAD);
+                let next = &looks.slots[end..count.min(end + AHEAD)];
+                next.iter().for_each(|&slot| run.table.prefetch_slot(slot));
             }
-            match step(frame, look, ahead(at)) {
-                Ok(port) => {
-                    if u16::from(port) != leaving.port {
-                        leaving.end(at, self.verdicts, exits);
-                        leaving.port = port.into();
-                    }
-                    at += 1;
-                }
-                Err(reason) => {
-                    stop = reason;
+            let frames = &mut self.frames[..end];
+            while let Some(frame) = frames.get_mut(at) {
+                let (look, slot, hash) = (looks.of[at], looks.slots[at], looks.hashes[at]);
+                let seen = Seen { look, hash, slot };
+                if !look.is(kind) || step(&mut run, frame, seen).is_none() {
                     break;
                 }
+                at += 1;
             }
         }
-        leaving.end(at, self.verdicts, exits);
         self.at = at;
-        stop
     }
-}
 
-/// Packets that leave by one port, from one on.
-struct Leaving {
-    begin: usize,
-    port: u16,
-}
-
-impl Leaving {
-    const NOWHERE: u16 = u16::MAX;
-
-    /// Writes the verdicts of those before `end`.
-    #[inline(never)]
-    fn end(&mut self, end: usize, verdicts: &mut [Verdict], exits: &mut Exits) {
-        if self.port != Self::NOWHERE {
-            let port = self.port as u8;
-            verdicts[self.begin..end].fill(Verdict::Transmit(port));
+    /// Gives the verdict on those from `begin` on that are done with.
+    #[inline(always)]
+    fn transmit(&mut self, begin: usize, port: u8, exits: &mut Exits) {
+        if begin < self.at {
+            // Those behind get theirs later, and a fill of a known length is no loop.
+            match begin == 0 {
+                true => self.verdicts.fill(Verdict::Transmit(port)),
+                false => self.verdicts[begin..self.at].fill(Verdict::Transmit(port)),
+            }
             exits.add(port);
         }
-        self.begin = end;
     }
 }
 
 impl<'s, A: Address> Run<'s, A> {
-    #[inline(always)]
-    fn expect(&self, ahead: Option<&Look>) {
-        if let Some(look) = ahead {
-            self.table.prefetch_slot(look.slot);
-        }
-    }
-
     /// The connection of a client's packet, and where it goes, where both are settled and the
     /// packet fits. The time stamp is set.
     #[inline(always)]
-    fn request(&mut self, frame: &[u8], look: &Look) -> Option<(&Conn<A>, &'s Backend, &'s Link)> {
-        let conn = self.table.try_get_mut(look.slot)?;
-        if !is_from_client(frame, conn) || !conn.is_settled_for(look.settling) {
+    fn request(&mut self, frame: &[u8], seen: Seen) -> Option<(&Conn<A>, &'s Backend, &'s Link)> {
+        let look = seen.look;
+        let conn = self.table.try_get_mut(seen.slot)?;
+        if !is_from_client(frame, conn) || !conn.is_settled_for(look.settling()) {
             return None;
         }
-        let silence = self.second.wrapping_sub(conn.last_seen);
-        if silence != 0 {
-            if silence > u32::from(conn.timeout) {
+        if conn.last_seen != self.second {
+            if conn.is_expired(self.second) {
                 return None;
             }
             conn.last_seen = self.second;
         }
         let backend = self.snapshot.backend(conn.backend)?;
         let link = backend.link.as_ref()?;
-        if backend.state == BackendState::Removed || look.length > backend.mtu {
+        if backend.state == BackendState::Removed || look.length() > backend.mtu {
             return None;
         }
         Some((conn, backend, link))
     }
 
     #[inline(always)]
-    fn count_in(&self, id: BackendId, look: &Look) {
+    fn count_in(&self, id: BackendId, look: Look) {
         if let Some(counters) = self.backends.get(id.0 as usize) {
             counters.in_packets.add(1);
-            counters.in_bytes.add(u64::from(look.length));
+            counters.in_bytes.add(u64::from(look.length()));
         }
     }
 
-    /// A backend's packet, on its way to a client.
+    /// A backend's packet, on its way to a client by `port`, which is set where it is none.
     #[inline(always)]
-    fn reply<F: Frame>(&mut self, frame: &mut F, look: &Look, smallest_mtu: u16) -> Option<u8> {
-        let packet = Packet::<A>::plain(frame.bytes(), look.length)?;
-        let conn = self.table.try_get_mut(look.slot)?;
-        if !is_its_reply(self.snapshot, conn, &packet.key, look.meets)
+    fn reply<F: Frame>(
+        &mut self,
+        frame: &mut F,
+        Seen { look, slot, .. }: Seen,
+        smallest_mtu: u16,
+        port: &mut Option<u8>,
+    ) -> Option<()> {
+        let packet = Packet::<A>::plain(frame.bytes(), look.length())?;
+        let conn = self.table.try_get_mut(slot)?;
+        if !is_its_reply(self.snapshot, conn, &packet.key, look.meets())
             || !is_settled(conn, packet.tcp_flags)
             || conn.is_expired(self.second)
         {
             return None;
         }
-        let backend = self.snapshot.backend(conn.backend)?;
-        if backend.state == BackendState::Removed {
+        let backend = self.snapshot.backend(conn.backend);
+        if backend.is_none_or(|backend| backend.state == BackendState::Removed) {
+            return None;
+        }
+        let link = self.snapshot.routes.link(conn.client.into());
+        let link = link?;
+        if look.length() > smallest_mtu {
+            return None;
+        }
+        if *port.get_or_insert(link.port) != link.port {
             return None;
         }
         if conn.last_seen != self.second {
             conn.last_seen = self.second;
         }
-        frame.truncate(ETHERNET + usize::from(look.length));
-        let link = self.snapshot.routes.link(conn.client.into())?;
-        if look.length > smallest_mtu {
-            return None;
-        }
         rewrite_for_client(frame.bytes_mut(), &packet, conn).ok()?;
         write_macs(frame.bytes_mut(), &link);
         if let Some(counters) = self.backends.get(conn.backend.0 as usize) {
             counters.out_packets.add(1);
-            counters.out_bytes.add(u64::from(look.length));
+            counters.out_bytes.add(u64::from(look.length()));
         }
-        Some(link.port)
+        Some(())
     }
 }
 

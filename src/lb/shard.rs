@@ -17,8 +17,9 @@ use super::fragment::Fragments;
 use super::frame::Frame;
 use super::fullnat::LocalPorts;
 use super::guard::Guard;
-use super::look::{Burst, Kind, Look, Looks, Meets, looks};
-use super::meet::{Aim, is_reply, is_request, uncount};
+use super::look::Burst;
+use super::looks::{AHEAD, Aim, Kind, Look, Looks, Meets};
+use super::meet::{is_reply, is_request, uncount};
 use super::owner::Ownership;
 use super::parse::{Packet, Parsed};
 use super::persistence::Templates;
@@ -59,7 +60,8 @@ pub struct Shard {
     pub(super) smallest_mtu: u16,
     /// Those that came by queues that are proven.
     pub(super) bursts: u32,
-    looks: Looks,
+    /// None while a burst is in hand.
+    looks: Option<Box<Looks>>,
     /// What the passes are compiled for.
     pub cpu: Cpu,
 }
@@ -96,7 +98,7 @@ impl Shard {
             arrival: Arrival::HandOff,
             smallest_mtu: 0,
             bursts: 0,
-            looks: looks(),
+            looks: Some(Box::default()),
             cpu: Cpu::this(),
         })
     }
@@ -117,21 +119,22 @@ impl Shard {
         self.smallest_mtu = snapshot.ports.iter().map(|p| p.mtu).min().unwrap_or(0);
         let burst = Burst::new(snapshot, arrival);
         // Out of `self` while its methods are called; no memory moves.
-        let mut looks = std::mem::take(&mut self.looks);
+        let mut looks = self.looks.take().unwrap_or_default();
         self.look_at_all(&burst, frames, &mut looks);
         if burst.queues.is_some() && self.is_audit_due() {
-            match (looks[0].kind, frames.first()) {
+            let (kind, length) = (looks.of[0].kind(), looks.of[0].length());
+            match (kind, frames.first()) {
                 (Kind::V4 | Kind::ReplyV4, Some(frame)) => {
-                    self.audit::<Ipv4Addr>(&burst, frame.bytes(), &looks[0])
+                    self.audit::<Ipv4Addr>(&burst, frame.bytes(), length)
                 }
                 (Kind::V6 | Kind::ReplyV6, Some(frame)) => {
-                    self.audit::<Ipv6Addr>(&burst, frame.bytes(), &looks[0])
+                    self.audit::<Ipv6Addr>(&burst, frame.bytes(), length)
                 }
                 _ => {}
             }
         }
         let exits = self.third_pass(&burst, now, frames, &looks, verdicts, outbox);
-        self.looks = looks;
+        self.looks = Some(looks);
         exits.only()
     }
 
@@ -142,7 +145,7 @@ impl Shard {
         burst: &Burst,
         now: Now,
         frames: &mut [O::Frame],
-        looks: &[Look],
+        looks: &Looks,
         verdicts: &mut [Verdict; MAX_BURST],
         outbox: &mut O,
     ) -> Exits {
@@ -150,11 +153,11 @@ impl Shard {
         let mut rest = Rest {
             at: 0,
             frames,
-            looks: &looks[..count],
+            looks,
             verdicts,
         };
         while rest.at < count {
-            let kind = looks[rest.at].kind;
+            let kind = looks.of[rest.at].kind();
             let exits = &mut exits;
             match kind {
                 Kind::V4 => self.forward_settled::<Ipv4Addr, _>(snapshot, now, &mut rest, exits),
@@ -170,12 +173,12 @@ impl Shard {
             }
             // A packet of another kind may be settled; one of the same is not.
             let at = rest.at;
-            if at < count && looks[at].kind == kind {
-                if let Some(ahead) = rest.ahead() {
-                    self.tables.prefetch(ahead);
+            if at < count && looks.of[at].is(kind) {
+                if at + AHEAD < count {
+                    self.tables.prefetch(kind, looks.slots[at + AHEAD]);
                 }
-                let (frame, look) = (&mut rest.frames[at], &looks[at]);
-                let verdict = self.look_up(burst, now, frame, look, outbox);
+                let frame = &mut rest.frames[at];
+                let verdict = self.look_up(burst, now, frame, looks, at, outbox);
                 rest.verdicts[at] = verdict;
                 exits.note(verdict);
                 rest.at += 1;
@@ -191,30 +194,34 @@ impl Shard {
         burst: &Burst,
         now: Now,
         frame: &mut O::Frame,
-        look: &Look,
+        looks: &Looks,
+        at: usize,
         outbox: &mut O,
     ) -> Verdict {
-        match look.kind {
+        let (look, aim) = (looks.of[at], looks.aim(at));
+        match look.kind() {
             Kind::V4 | Kind::ReplyV4 => {
-                self.plain::<Ipv4Addr, O>(burst.snapshot, now, frame, look, outbox)
+                self.plain::<Ipv4Addr, O>(burst.snapshot, now, frame, look, aim, outbox)
             }
             Kind::V6 | Kind::ReplyV6 => {
-                self.plain::<Ipv6Addr, O>(burst.snapshot, now, frame, look, outbox)
+                self.plain::<Ipv6Addr, O>(burst.snapshot, now, frame, look, aim, outbox)
             }
-            _ => self.unusual(burst, now, frame, look, outbox),
+            _ => self.unusual(burst, now, frame, aim, outbox),
         }
     }
 
+    #[inline(always)]
     fn plain<A: Tracked, O: Outbox>(
         &mut self,
         snapshot: &Snapshot,
         now: Now,
         frame: &mut O::Frame,
-        look: &Look,
+        look: Look,
+        aim: Aim,
         outbox: &mut O,
     ) -> Verdict {
-        match Packet::<A>::plain(frame.bytes(), look.length) {
-            Some(packet) => self.meet(snapshot, now, frame, &packet, look.aim(), outbox),
+        match Packet::<A>::plain(frame.bytes(), look.length()) {
+            Some(packet) => self.meet(snapshot, now, frame, &packet, aim, outbox),
             None => Verdict::Drop(DropReason::Truncated),
         }
     }
@@ -225,14 +232,14 @@ impl Shard {
         burst: &Burst,
         now: Now,
         frame: &mut O::Frame,
-        look: &Look,
+        aim: Aim,
         outbox: &mut O,
     ) -> Verdict {
         let (snapshot, arrival) = (burst.snapshot, burst.arrival);
         let parsed = burst.parse(frame);
         match parsed {
-            Parsed::V4(packet) => self.meet(snapshot, now, frame, &packet, look.aim(), outbox),
-            Parsed::V6(packet) => self.meet(snapshot, now, frame, &packet, look.aim(), outbox),
+            Parsed::V4(packet) => self.meet(snapshot, now, frame, &packet, aim, outbox),
+            Parsed::V6(packet) => self.meet(snapshot, now, frame, &packet, aim, outbox),
             Parsed::Bad(reason) => Verdict::Drop(reason),
             Parsed::FragmentV4 { .. } | Parsed::FragmentV6 { .. } => {
                 self.fragment(snapshot, now, arrival, frame, &parsed, outbox)

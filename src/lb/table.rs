@@ -12,11 +12,14 @@
 //! [`ConnTable::new`].
 
 mod change;
+mod places;
 
-use crate::arch::{Any, Region, TagLine, Tags, match_tags, prefetch_index};
+use crate::arch::{Any, Cpu, Region, TagLine, match_tags, prefetch_index};
 
 use super::conn::{Conn, flag};
 use super::flow::{Address, Seed, endpoint_hash};
+pub use places::Places;
+use places::{FirstPass, Grid, tag};
 
 /// Entries of a bucket.
 pub const WAYS: usize = 32;
@@ -64,17 +67,11 @@ pub struct Inserted<A: Address> {
 
 pub struct ConnTable<A: Address> {
     seed: Seed,
-    /// The buckets' tags, 0 for a free entry: row after row, `lanes` to a row; those beyond `rows` are
-    /// empty and not in use.
+    /// The buckets' tags, 0 for a free entry; those beyond the grid are empty and not in use.
     tags: Region<TagLine>,
     /// The entries, [`WAYS`] to a bucket.
     conns: Region<Conn<A>>,
-    /// A key's lane is the same in both its rows, and however many rows there are.
-    lanes: usize,
-    /// Rows in use, at least one, the bits that tell them apart, and the highest of those.
-    rows: usize,
-    mask: usize,
-    half: usize,
+    grid: Grid,
     length: usize,
     sweep: usize,
 }
@@ -90,10 +87,7 @@ impl<A: Address> ConnTable<A> {
             seed,
             tags: Region::zeroed(rows * lanes)?,
             conns: Region::zeroed(rows * lanes * WAYS)?,
-            lanes,
-            rows: 1,
-            mask: 1,
-            half: 1,
+            grid: Grid::new(lanes as u32, 1),
             length: 0,
             sweep: 0,
         })
@@ -123,53 +117,6 @@ impl<A: Address> ConnTable<A> {
         self.tags.len() * size_of::<TagLine>() + self.conns.len() * size_of::<Conn<A>>()
     }
 
-    #[inline(always)]
-    fn tag(hash: u64) -> u16 {
-        // 0 is a free entry's.
-        hash as u16 | 1
-    }
-
-    /// The row that a number belongs to: its low bits, one less where that row is not yet split.
-    #[inline(always)]
-    fn row(&self, bits: usize) -> usize {
-        let row = bits & self.mask;
-        let unsplit = row.wrapping_sub(self.half);
-        std::hint::select_unpredictable(row < self.rows, row, unsplit)
-    }
-
-    fn set_rows(&mut self, rows: usize) {
-        self.rows = rows;
-        self.mask = usize::MAX >> rows.leading_zeros();
-        self.half = self.mask / 2 + 1;
-    }
-
-    #[inline(always)]
-    fn lane(&self, hash: u64) -> usize {
-        (((hash >> 32) * self.lanes as u64) >> 32) as usize
-    }
-
-    /// What a key's first and second row are told from.
-    #[inline(always)]
-    fn bits(hash: u64) -> (usize, usize) {
-        let shift = u32::from(Self::tag(hash)).wrapping_mul(0x9e37_79b1) | 1;
-        (
-            (hash >> 16) as usize,
-            ((hash >> 16) as u32 ^ shift) as usize,
-        )
-    }
-
-    /// The first of the two buckets of a key with this hash.
-    #[inline(always)]
-    fn first(&self, hash: u64) -> usize {
-        self.row(Self::bits(hash).0) * self.lanes + self.lane(hash)
-    }
-
-    /// The second of the two buckets; in a small table it may be the first.
-    #[inline(always)]
-    fn second(&self, hash: u64) -> usize {
-        self.row(Self::bits(hash).1) * self.lanes + self.lane(hash)
-    }
-
     fn hash(&self, conn: &Conn<A>) -> u64 {
         endpoint_hash(&self.seed, conn.protocol, conn.client, conn.client_port)
     }
@@ -177,48 +124,45 @@ impl<A: Address> ConnTable<A> {
     /// First of three passes: asks for the line of tags, and says where the bucket begins.
     #[inline(always)]
     pub fn prefetch_bucket(&self, hash: u64) -> Slot {
-        let bucket = self.first(hash);
+        let bucket = self.grid.first(hash);
         prefetch_index(&self.tags, bucket);
         Slot((bucket * WAYS) as u32)
     }
 
-    /// Second pass: asks for the entry that most likely matches and sets `slot`, the begin of the
-    /// bucket so far, to it, or to none where neither bucket has one.
+    /// The same for many.
     #[inline(always)]
-    pub fn prefetch_entry<T: Tags>(&self, slot: &mut Slot, hash: u64) {
-        let first = *slot;
-        if !self.prefetch_match::<T>(slot, hash) {
-            self.prefetch_other(first, slot, hash);
+    pub fn prefetch_buckets(&self, cpu: Cpu, hashes: &[u64], slots: &mut [Slot]) {
+        cpu.run(FirstPass {
+            grid: self.grid,
+            tags: &self.tags,
+            hashes,
+            slots,
+        });
+    }
+
+    /// What the second pass looks at.
+    #[inline(always)]
+    pub fn places(&self) -> Places<'_, A> {
+        Places {
+            tags: &self.tags,
+            conns: &self.conns,
         }
     }
 
-    /// One entry in a hundred is in its second bucket, whose line has to be waited for then. Where there
-    /// is none, an insert is about to come: for the place in the `first` bucket that it will take.
+    /// Second pass, for a hash of which the first bucket, which begins at `first`, has no tag: asks for
+    /// the entry in the second one that most likely matches, and says which. One entry in a hundred is
+    /// there, and its line has to be waited for. Where there is none, an insert is about to come: it asks
+    /// for the place that it will take.
     #[inline(never)]
-    fn prefetch_other(&self, first: Slot, slot: &mut Slot, hash: u64) {
-        *slot = Slot((self.second(hash) * WAYS) as u32);
-        if self.prefetch_match::<Any>(slot, hash) {
-            return;
+    pub fn prefetch_other(&self, first: Slot, hash: u64) -> Slot {
+        let mut slot = Slot((self.grid.second(hash) * WAYS) as u32);
+        if self.places().prefetch_entry::<Any>(&mut slot, hash) {
+            return slot;
         }
-        *slot = Slot::NONE;
         if let Some(free) = self.free_slot(first.bucket()) {
             prefetch_index(&self.conns, free.index());
         }
-    }
-
-    /// Asks for the first entry with this hash's tag in the bucket that begins at `slot`, and sets
-    /// `slot` to it; false where there is none.
-    #[inline(always)]
-    fn prefetch_match<T: Tags>(&self, slot: &mut Slot, hash: u64) -> bool {
-        let Some(tags) = self.tags.get(slot.bucket()) else {
-            return true;
-        };
-        let found = T::matching(tags, Self::tag(hash));
-        if found != 0 {
-            *slot = Slot(slot.0 | found.trailing_zeros());
-            prefetch_index(&self.conns, slot.index());
-        }
-        found != 0
+        Slot::NONE
     }
 
     /// Asks for an entry whose slot is known.
@@ -227,7 +171,7 @@ impl<A: Address> ConnTable<A> {
         prefetch_index(&self.conns, slot.index());
     }
 
-    /// Third pass, in the hope that [`ConnTable::prefetch_entry`] found the right one: the entry
+    /// Third pass, in the hope that the second found the right one: the entry
     /// there, which may have changed since or be gone, so that its state, too, must be looked at.
     #[inline(always)]
     pub fn try_get_mut(&mut self, slot: Slot) -> Option<&mut Conn<A>> {
@@ -237,9 +181,9 @@ impl<A: Address> ConnTable<A> {
     /// The entry with this hash for which `matches` holds.
     #[inline(always)]
     pub fn find(&self, hash: u64, matches: impl Fn(&Conn<A>) -> bool) -> Option<Slot> {
-        let tag = Self::tag(hash);
-        let first = self.find_in(self.first(hash), tag, &matches);
-        first.or_else(|| self.find_in(self.second(hash), tag, &matches))
+        let tag = tag(hash);
+        let first = self.find_in(self.grid.first(hash), tag, &matches);
+        first.or_else(|| self.find_in(self.grid.second(hash), tag, &matches))
     }
 
     #[inline(always)]
@@ -305,7 +249,7 @@ impl<A: Address> ConnTable<A> {
 
     /// Buckets in use; the sweep's unit.
     pub fn buckets(&self) -> usize {
-        self.rows * self.lanes
+        self.grid.buckets()
     }
 
     /// The entries of `buckets`, for listings.

@@ -4,9 +4,9 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::flow::Address;
-use super::look::{Kind, Look};
+use super::looks::Kind;
 use super::parse::Packet;
-use super::table::ConnTable;
+use super::table::{ConnTable, Slot};
 
 /// The connection tables of both families.
 pub struct Tables {
@@ -17,10 +17,10 @@ pub struct Tables {
 impl Tables {
     /// Asks for a packet's entry, whose slot is known.
     #[inline(always)]
-    pub(super) fn prefetch(&self, look: &Look) {
-        match look.kind {
-            Kind::V4 | Kind::ReplyV4 | Kind::OddV4 => self.v4.prefetch_slot(look.slot),
-            Kind::V6 | Kind::ReplyV6 | Kind::OddV6 => self.v6.prefetch_slot(look.slot),
+    pub(super) fn prefetch(&self, kind: Kind, slot: Slot) {
+        match kind {
+            Kind::V4 | Kind::ReplyV4 | Kind::OddV4 => self.v4.prefetch_slot(slot),
+            Kind::V6 | Kind::ReplyV6 | Kind::OddV6 => self.v6.prefetch_slot(slot),
             Kind::Elsewhere | Kind::Unusual => {}
         }
     }
@@ -31,8 +31,8 @@ pub trait Tracked: Address {
     /// What plain packets of the family are.
     const REQUEST: Kind;
     const REPLY: Kind;
-    /// The plain packet in a frame; `None` says nothing about it.
-    fn find_plain(frame: &[u8], checksum_verified: bool) -> Option<Packet<Self>>;
+    /// The plain packet that a frame claims to hold, which may be too short for it; `None` says nothing.
+    fn claimed(frame: &[u8], checksum_verified: bool) -> Option<Packet<Self>>;
     fn table(tables: &Tables) -> &ConnTable<Self>;
     fn table_mut(tables: &mut Tables) -> &mut ConnTable<Self>;
 }
@@ -42,8 +42,8 @@ impl Tracked for Ipv4Addr {
     const REPLY: Kind = Kind::ReplyV4;
 
     #[inline(always)]
-    fn find_plain(frame: &[u8], checksum_verified: bool) -> Option<Packet<Self>> {
-        Packet::find_plain_v4(frame, checksum_verified)
+    fn claimed(frame: &[u8], checksum_verified: bool) -> Option<Packet<Self>> {
+        Packet::claimed_v4(frame, checksum_verified)
     }
     #[inline(always)]
     fn table(tables: &Tables) -> &ConnTable<Self> {
@@ -60,8 +60,8 @@ impl Tracked for Ipv6Addr {
     const REPLY: Kind = Kind::ReplyV6;
 
     #[inline(always)]
-    fn find_plain(frame: &[u8], _: bool) -> Option<Packet<Self>> {
-        Packet::find_plain_v6(frame)
+    fn claimed(frame: &[u8], _: bool) -> Option<Packet<Self>> {
+        Packet::claimed_v6(frame)
     }
     #[inline(always)]
     fn table(tables: &Tables) -> &ConnTable<Self> {

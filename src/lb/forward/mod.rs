@@ -118,15 +118,23 @@ pub fn decrement_ttl<A: Address>(ip: &mut [u8]) -> Result<(), DropReason> {
     let Some(word) = ip[8..].first_chunk_mut::<4>() else {
         return Err(DropReason::Truncated);
     };
-    let [ttl, ..] = *word;
-    if ttl <= 1 {
+    // A load of the TTL alone would be one more.
+    if u32::from_le_bytes(*word) as u8 <= 1 {
         return Err(DropReason::TtlExpired);
     }
     // TTL, protocol and checksum as one number. As the TTL is a high byte, the sum of the words falls
     // by 0x0100 and the checksum rises by it (RFC 1141), in whatever byte order (RFC 1071 2 B).
-    let (sum, carry) = u32::from_le_bytes(*word).overflowing_add(0x1_0000 - 1);
-    *word = (sum + (u32::from(carry) << 16)).to_le_bytes();
+    *word = match u32::from_le_bytes(*word).checked_add(0x1_0000 - 1) {
+        Some(sum) => sum.to_le_bytes(),
+        None => around_the_end(*word),
+    };
     Ok(())
+}
+
+/// The same where a checksum of 0xffff rises, as which nobody but who means zero sends it.
+#[cold]
+fn around_the_end(word: [u8; 4]) -> [u8; 4] {
+    (u32::from_le_bytes(word).wrapping_add(0x1_0000 - 1) + 0x1_0000).to_le_bytes()
 }
 
 /// Takes one off TTL or hop limit. A packet that would leave with zero is not forwarded (RFC 1812

@@ -1,5 +1,6 @@
 //! What changes where entries lie: inserting, removing, and growing and shrinking by a row.
 
+use super::places::{Grid, bits, tag};
 use super::{ConnTable, Full, Inserted, Slot, WAYS};
 use crate::arch::match_tags;
 use crate::lb::conn::{Conn, State, flag};
@@ -39,7 +40,7 @@ impl<A: Address> ConnTable<A> {
         let slot = slot.ok_or(Full)?;
         let is_taken = self.tags[slot.bucket()].0[slot.way()] != 0;
         let evicted = is_taken.then(|| self.remove(slot));
-        self.put(slot, Self::tag(hash), conn);
+        self.put(slot, tag(hash), conn);
         Ok(Inserted { slot, evicted })
     }
 
@@ -52,14 +53,14 @@ impl<A: Address> ConnTable<A> {
     /// A free slot for a key with this hash.
     #[inline(always)]
     fn free(&self, hash: u64) -> Option<Slot> {
-        let first = self.free_slot(self.first(hash));
-        first.or_else(|| self.free_slot(self.second(hash)))
+        let first = self.free_slot(self.grid.first(hash));
+        first.or_else(|| self.free_slot(self.grid.second(hash)))
     }
 
     /// A free slot for a key with this hash, made if need be.
     #[inline(always)]
     fn room(&mut self, hash: u64, moved: &mut impl FnMut(&Conn<A>, Slot)) -> Option<Slot> {
-        let (first, second) = (self.first(hash), self.second(hash));
+        let (first, second) = (self.grid.first(hash), self.grid.second(hash));
         self.free(hash)
             .or_else(|| self.make_room(first, moved))
             .or_else(|| self.make_room(second, moved))
@@ -71,9 +72,11 @@ impl<A: Address> ConnTable<A> {
         if self.buckets() == self.tags.len() {
             return false;
         }
-        let (old, new) = (self.rows - (1 << self.rows.ilog2()), self.rows);
-        for lane in 0..self.lanes {
-            let (from, to) = (old * self.lanes + lane, new * self.lanes + lane);
+        let Grid { lanes, rows, .. } = self.grid;
+        let (old, new) = (rows - (1 << rows.ilog2()), rows);
+        for lane in 0..lanes {
+            let (from, to) = (old * lanes + lane, new * lanes + lane);
+            let (from, to) = (from as usize, to as usize);
             for way in 0..WAYS {
                 let slot = Slot((from * WAYS + way) as u32);
                 let tag = self.tags[from].0[way];
@@ -81,13 +84,13 @@ impl<A: Address> ConnTable<A> {
                     continue;
                 }
                 let hash = self.hash(self.get(slot));
-                let (first, second) = Self::bits(hash);
-                let bits = if self.first(hash) == from {
+                let (first, second) = bits(hash);
+                let bits = if self.grid.first(hash) == from {
                     first
                 } else {
                     second
                 };
-                if bits & usize::MAX >> new.leading_zeros() == new {
+                if bits & u32::MAX >> new.leading_zeros() == new {
                     let conn = self.remove(slot);
                     let slot = Slot((to * WAYS + way) as u32);
                     self.put(slot, tag, conn);
@@ -95,25 +98,31 @@ impl<A: Address> ConnTable<A> {
                 }
             }
         }
-        self.set_rows(new + 1);
+        self.grid = Grid::new(lanes, new + 1);
         true
     }
 
     /// Puts the last row back into the one it was split off, if the table is nearly empty and
     /// there is room. Entries that moved are handed to `moved`. To be called now and then.
     pub fn shrink(&mut self, mut moved: impl FnMut(&Conn<A>, Slot)) {
-        if self.rows == 1 || self.length * 8 > self.buckets() * WAYS {
+        let Grid { lanes, rows, .. } = self.grid;
+        if rows == 1 || self.length * 8 > self.buckets() * WAYS {
             return;
         }
-        let last = self.rows - 1;
+        let last = rows - 1;
         let into = last - (1 << last.ilog2());
+        let places = |lane| {
+            (
+                (last * lanes + lane) as usize,
+                (into * lanes + lane) as usize,
+            )
+        };
         let used = |bucket: usize| WAYS - self.free_ways(bucket).count_ones() as usize;
-        let fits = |lane| used(last * self.lanes + lane) + used(into * self.lanes + lane) <= WAYS;
-        if !(0..self.lanes).all(fits) {
+        let fits = |(from, to)| used(from) + used(to) <= WAYS;
+        if !(0..lanes).map(places).all(fits) {
             return;
         }
-        for lane in 0..self.lanes {
-            let (from, to) = (last * self.lanes + lane, into * self.lanes + lane);
+        for (from, to) in (0..lanes).map(places) {
             for way in 0..WAYS {
                 let tag = self.tags[from].0[way];
                 if tag != 0
@@ -125,7 +134,7 @@ impl<A: Address> ConnTable<A> {
                 }
             }
         }
-        self.set_rows(last);
+        self.grid = Grid::new(lanes, last);
         self.sweep %= self.buckets();
     }
 
@@ -155,11 +164,11 @@ impl<A: Address> ConnTable<A> {
         for way in 0..WAYS {
             let from = Slot((bucket * WAYS + way) as u32);
             let hash = self.hash(self.get(from));
-            let (first, second) = (self.first(hash), self.second(hash));
+            let (first, second) = (self.grid.first(hash), self.grid.second(hash));
             let other = if first == bucket { second } else { first };
             if let Some(to) = self.free_slot(other) {
                 let conn = self.remove(from);
-                self.put(to, Self::tag(hash), conn);
+                self.put(to, tag(hash), conn);
                 moved(&conn, to);
                 return Some(from);
             }
@@ -174,7 +183,7 @@ impl<A: Address> ConnTable<A> {
             let eighth = u32::from((conn.flags & flag::EIGHTH) / 32);
             conn.last_seen.wrapping_mul(8).wrapping_add(eighth)
         };
-        let buckets = [self.first(hash), self.second(hash)];
+        let buckets = [self.grid.first(hash), self.grid.second(hash)];
         let first = (hash >> 48) as usize;
         (0..2 * WAYS)
             .map(|n| (first + n) % (2 * WAYS))

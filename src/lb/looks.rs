@@ -1,0 +1,173 @@
+//! What the first two passes over a burst found out about its packets, for the third.
+//! Pure; a worker's own.
+
+use super::MAX_BURST;
+use super::table::Slot;
+
+/// What a frame holds, as far as the third pass needs to know.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Kind {
+    /// A TCP or UDP packet from a client, with its headers where nearly every packet has them
+    /// ([`super::parse::Packet::plain`]).
+    V4,
+    V6,
+    /// The same from a backend.
+    ReplyV4,
+    ReplyV6,
+    /// A TCP or UDP packet with options, extension headers or a VLAN tag.
+    OddV4,
+    OddV6,
+    /// A TCP or UDP packet that another worker owns: the hash is that worker's index.
+    Elsewhere,
+    /// Anything else.
+    Unusual,
+}
+
+/// What a packet is to meet in this shard, and so which end its table hash was taken from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(super) enum Meets {
+    Request,
+    Reply,
+    /// A FullNAT reply: the hash is the number of its local port's cell.
+    LocalReply,
+    /// Nothing: another worker owns its flow, and the hash is that worker's index.
+    Elsewhere,
+}
+
+impl Kind {
+    const ALL: [Kind; 8] = [
+        Kind::V4,
+        Kind::V6,
+        Kind::ReplyV4,
+        Kind::ReplyV6,
+        Kind::OddV4,
+        Kind::OddV6,
+        Kind::Elsewhere,
+        Kind::Unusual,
+    ];
+}
+
+impl Meets {
+    const ALL: [Meets; 4] = [
+        Meets::Request,
+        Meets::Reply,
+        Meets::LocalReply,
+        Meets::Elsewhere,
+    ];
+}
+
+/// What the first two passes found out about a packet, beside its hash and slot: one word, which is
+/// written and read at once. From the lowest bits on: the [`super::conn::settling`] of the packet, its
+/// length, its kind and what it meets.
+#[derive(Clone, Copy)]
+pub(super) struct Look(u64);
+
+impl Look {
+    pub const UNUSUAL: Self = Self((Kind::Unusual as u64) << 32);
+
+    #[inline(always)]
+    pub fn new(kind: Kind, meets: Meets, length: u16, settling: u16) -> Self {
+        let (kind, meets) = ((kind as u64) << 32, (meets as u64) << 40);
+        Self(meets | kind | u64::from(length) << 16 | u64::from(settling))
+    }
+
+    #[inline(always)]
+    pub fn settling(self) -> u16 {
+        self.0 as u16
+    }
+
+    /// The IP packet's length.
+    #[inline(always)]
+    pub fn length(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+
+    #[inline(always)]
+    pub fn is(self, kind: Kind) -> bool {
+        (self.0 >> 32) as u8 == kind as u8
+    }
+
+    /// Of the same kind, and meets the same.
+    #[inline(always)]
+    pub fn is_like(self, other: Look) -> bool {
+        (self.0 >> 32) as u16 == (other.0 >> 32) as u16
+    }
+
+    #[inline(always)]
+    pub fn kind(self) -> Kind {
+        Kind::ALL[(self.0 >> 32) as usize % Kind::ALL.len()]
+    }
+
+    #[inline(always)]
+    pub fn meets(self) -> Meets {
+        Meets::ALL[(self.0 >> 40) as usize % Meets::ALL.len()]
+    }
+}
+
+/// How far ahead the third pass asks for entries of a table that is not near. The second pass has done
+/// so; where many lines have to come from afar, not all are there by then: a CPU seems to forget some.
+pub(super) const AHEAD: usize = 12;
+
+/// The looks at one burst, kept from burst to burst. What is worked out for many packets at once has an
+/// array of its own.
+pub(super) struct Looks {
+    pub of: [Look; MAX_BURST],
+    /// Of the end of the flow that its entry is found by.
+    pub hashes: [u64; MAX_BURST],
+    /// Where the entries probably are.
+    pub slots: [Slot; MAX_BURST],
+    /// Tables are small enough for a core's own cache.
+    pub near: bool,
+}
+
+impl Default for Looks {
+    fn default() -> Self {
+        Self {
+            of: [Look::UNUSUAL; MAX_BURST],
+            hashes: [0; MAX_BURST],
+            slots: [Slot::NONE; MAX_BURST],
+            near: true,
+        }
+    }
+}
+
+/// Where a packet's entry should be.
+#[derive(Clone, Copy)]
+pub(super) struct Aim {
+    pub hash: u64,
+    /// Where the second pass saw it, or one like it.
+    pub slot: Slot,
+    pub meets: Meets,
+}
+
+impl Looks {
+    #[inline(always)]
+    pub fn aim(&self, at: usize) -> Aim {
+        Aim {
+            hash: self.hashes[at],
+            slot: self.slots[at],
+            meets: self.of[at].meets(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_gives_back_what_was_put_in() {
+        for kind in Kind::ALL {
+            for meets in Meets::ALL {
+                let look = Look::new(kind, meets, 0xfedc, 0x0911);
+                assert_eq!((look.kind(), look.meets()), (kind, meets));
+                assert_eq!((look.length(), look.settling()), (0xfedc, 0x0911));
+                let same = Kind::ALL.into_iter().filter(|&k| look.is(k));
+                assert_eq!(same.collect::<Vec<_>>(), [kind]);
+            }
+        }
+        assert_eq!(Look::UNUSUAL.kind(), Kind::Unusual);
+    }
+}
