@@ -258,7 +258,7 @@ impl Worker {
             port.tx.send_all(batch);
             return;
         }
-        for (mut mbuf, verdict) in batch.drain().zip(&*verdicts) {
+        for (mbuf, verdict) in batch.drain().zip(&*verdicts) {
             match *verdict {
                 Verdict::Transmit(port) => way_out.transmit(port, mbuf),
                 Verdict::Reply { port, reason } => {
@@ -267,11 +267,7 @@ impl Worker {
                 }
                 Verdict::Drop(reason) => counters.count_drop(reason),
                 Verdict::Pass(pass) => pass_up(rings, counters, mbuf, pass),
-                Verdict::HandOff(owner) => {
-                    mbuf.set_note(0);
-                    handoffs.put(mbuf, owner, counters);
-                }
-                Verdict::Refer(worker) => handoffs.put(mbuf, worker, counters),
+                Verdict::HandOff(owner) => handoffs.put(mbuf, owner, counters),
                 Verdict::Hold(ticket) => {
                     if held.put(ticket, mbuf).is_some() {
                         counters.count_drop(DropReason::Fragment);

@@ -244,7 +244,7 @@ impl Run<'_> {
                 }
             }
             Verdict::Drop(_) | Verdict::Pass(_) | Verdict::Hold(_) => {}
-            Verdict::HandOff(_) | Verdict::Refer(_) => panic!("handed on at the end"),
+            Verdict::HandOff(_) => panic!("handed on at the end"),
         }
         for (port, beside) in &sent {
             assert_eq!(*port, 0);

@@ -214,13 +214,8 @@ impl Worlds {
                 &mut self.outbox,
             );
             match verdicts[0] {
-                Verdict::Refer(next) => {
-                    assert_ne!(usize::from(next), at, "referred to itself");
-                    (at, arrival) = (usize::from(next), Arrival::HandOff);
-                }
                 Verdict::HandOff(next) => {
-                    travelling.frame.set_note(0);
-                    // Padding may be cut off a fragment.
+                    // Padding may be cut off.
                     assert!(
                         travelling.sent.starts_with(travelling.frame.bytes()),
                         "changed"

@@ -7,7 +7,7 @@ use super::counters::DropReason;
 use super::flow::protocol;
 use super::forward::nat;
 use super::forward::{Way, to_backend};
-use super::frame::Frame;
+use super::frame::{Frame, Note};
 use super::fullnat::local_end;
 use super::parse::{Packet, tcp};
 use super::persistence::{self, ASK, Key};
@@ -55,7 +55,10 @@ impl Shard {
         }
         let one_way = !service.method.is_two_way();
         let note = match self.arrival {
-            Arrival::HandOff => frame.note(),
+            Arrival::HandOff => match frame.note() {
+                Note::Word(word) => word,
+                Note::Sight { .. } => 0,
+            },
             Arrival::Port(_) => 0,
         };
         // Under a flood a flow goes by the hash alone.
@@ -65,6 +68,7 @@ impl Shard {
             // The service has lost its persistence while the packet was on its way.
             None if note == ASK => {
                 self.counters.handed_persistent.add(1);
+                frame.set_note(Note::NONE);
                 return Verdict::HandOff(self.flow_owner(snapshot, key));
             }
             _ => None,
@@ -183,8 +187,8 @@ impl Shard {
             return Some(match found {
                 Ok(backend) => {
                     self.counters.handed_persistent.add(1);
-                    frame.set_note(persistence::chosen(backend.id));
-                    Verdict::Refer(self.flow_owner(snapshot, &packet.key))
+                    frame.set_note(Note::Word(persistence::chosen(backend.id)));
+                    Verdict::HandOff(self.flow_owner(snapshot, &packet.key))
                 }
                 Err(reason) => self.no_backend(snapshot, now, frame, packet, service, reason),
             });
@@ -193,8 +197,8 @@ impl Shard {
             return None;
         }
         self.counters.handed_persistent.add(1);
-        frame.set_note(ASK);
-        Some(Verdict::Refer(owner))
+        frame.set_note(Note::Word(ASK));
+        Some(Verdict::HandOff(owner))
     }
 
     /// Makes the entry of a new flow, and gives it a local port under FullNAT.

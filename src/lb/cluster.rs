@@ -101,11 +101,8 @@ impl Cluster {
         // To the keeper of fragments, the owner, the chooser of a backend, and back.
         for _ in 0..5 {
             let verdict = self.step(snapshot, at, arrival, &mut frame);
-            if let Verdict::HandOff(next) | Verdict::Refer(next) = verdict {
+            if let Verdict::HandOff(next) = verdict {
                 assert_ne!(usize::from(next), at, "handed to itself");
-                if matches!(verdict, Verdict::HandOff(_)) {
-                    frame.set_note(0);
-                }
                 (at, arrival) = (usize::from(next), Arrival::HandOff);
                 continue;
             }

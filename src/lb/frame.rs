@@ -1,5 +1,21 @@
 //! What the balancer asks of a packet buffer. DPDK's mbuf is one; tests bring another.
 
+use std::num::NonZeroU64;
+
+/// What a worker has to say about a frame that it hands over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Note {
+    /// A question, an answer, or nothing: 0.
+    Word(u32),
+    /// What its first pass found out, which the owner need not find out again, in the words of
+    /// `lb::looks`.
+    Sight { look: NonZeroU64, hash: u64 },
+}
+
+impl Note {
+    pub const NONE: Self = Self::Word(0);
+}
+
 /// One Ethernet frame with room in front of it, owned by the caller.
 pub trait Frame {
     /// The frame from its Ethernet header to its end, without FCS.
@@ -17,11 +33,14 @@ pub trait Frame {
     fn truncate(&mut self, length: usize);
     /// True where the NIC has already found the IPv4 header checksum right.
     fn ip_checksum_verified(&self) -> bool;
-    /// What the worker that referred the frame to this one had to say. Means something in frames
-    /// that were handed over alone, where it is 0 unless the verdict was
-    /// [`super::Verdict::Refer`].
-    fn note(&self) -> u32;
-    fn set_note(&mut self, note: u32);
+    /// What the worker that handed the frame over had to say. Means something in such frames, and in
+    /// those that were held, alone.
+    fn note(&self) -> Note;
+    fn set_note(&mut self, note: Note);
+    /// Asks the cache for the note, where that makes sense.
+    fn prefetch_note(&self) {}
+    /// Asks the cache for the first bytes of a frame that was handed over, likewise; reads nothing.
+    fn prefetch_bytes(&self) {}
     /// True where the frame lies in one piece: `bytes` is all of it, and else its first buffer.
     fn is_contiguous(&self) -> bool;
     /// The interface that the frame came in on, where there are VLANs ([`super::vlan`]).
@@ -34,7 +53,7 @@ pub trait Frame {
 pub struct MemoryFrame {
     buffer: Vec<u8>,
     start: usize,
-    note: u32,
+    note: Note,
     interface: Option<u8>,
     is_contiguous: bool,
 }
@@ -54,7 +73,7 @@ impl MemoryFrame {
         Self {
             buffer,
             start: HEADROOM,
-            note: 0,
+            note: Note::NONE,
             interface: None,
             is_contiguous: true,
         }
@@ -112,11 +131,11 @@ impl Frame for MemoryFrame {
         false
     }
 
-    fn note(&self) -> u32 {
+    fn note(&self) -> Note {
         self.note
     }
 
-    fn set_note(&mut self, note: u32) {
+    fn set_note(&mut self, note: Note) {
         self.note = note;
     }
 

@@ -11,7 +11,7 @@ use super::Arrival;
 use super::conn::settling;
 use super::counters::DropReason;
 use super::flow::{Address, FlowKey, endpoint_hash};
-use super::frame::Frame;
+use super::frame::{Frame, Note};
 use super::looks::{Kind, Look, Looks, Meets};
 use super::owner::{Deal, Side};
 use super::parse::{ETHERNET, Packet, Parsed, parse};
@@ -108,31 +108,45 @@ fn station([a, b, c, d, e, f]: [u8; 6]) -> u64 {
     u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
 }
 
-/// What a packet is to meet, and the hash that says where; or that of another worker.
+/// What a packet is to meet, and the hash that says where.
 struct Aimed {
     hash: u64,
     meets: Meets,
+    /// The worker that owns the flow, where it is another one.
+    elsewhere: Option<u8>,
 }
 
 impl Aimed {
+    /// The look at a packet and its hash. One that is for another worker has a note that says so: what
+    /// was found out about it is told, where the packet is plain.
     #[inline(always)]
-    fn elsewhere(owner: u8) -> Self {
-        Self {
-            hash: u64::from(owner),
-            meets: Meets::Elsewhere,
-        }
-    }
-
-    /// The look at a packet which is of the one kind or the other.
-    #[inline(always)]
-    fn look<A>(&self, request: Kind, reply: Kind, packet: &Packet<A>) -> Look {
+    fn look<A: Tracked, F: Frame>(
+        &self,
+        burst: &Burst,
+        kind: Kind,
+        packet: &Packet<A>,
+        frame: &mut F,
+    ) -> (Look, u64) {
+        let is_plain = kind == A::REQUEST;
         let kind = match self.meets {
-            Meets::Request => request,
-            Meets::Reply | Meets::LocalReply => reply,
-            Meets::Elsewhere => Kind::Elsewhere,
+            Meets::Reply | Meets::LocalReply if is_plain => A::REPLY,
+            _ => kind,
         };
         let settling = settling(packet.key.protocol, packet.tcp_flags);
-        Look::new(kind, self.meets, packet.length, settling)
+        let look = Look::new(kind, self.meets, packet.length, settling);
+        let Some(owner) = self.elsewhere else {
+            return (look, self.hash);
+        };
+        let told = look.told(burst.snapshot.generation);
+        let note = match told.filter(|_| is_plain && self.meets != Meets::LocalReply) {
+            Some(look) => Note::Sight {
+                look,
+                hash: self.hash,
+            },
+            None => Note::NONE,
+        };
+        frame.set_note(note);
+        (Look::ELSEWHERE, u64::from(owner))
     }
 }
 
@@ -161,11 +175,13 @@ impl Hot for SecondPass<'_> {
                 (Kind::V6 | Kind::ReplyV6 | Kind::OddV6, Meets::Request | Meets::Reply) => {
                     looks.reach::<T, _>(&shard.tables.v6, first, burst.clone())
                 }
-                (_, meets) => {
-                    if meets == Meets::LocalReply {
-                        shard.reach_local(looks, burst.start);
-                    }
+                (_, Meets::LocalReply) => {
+                    shard.reach_local(looks, burst.start);
                     1
+                }
+                _ => {
+                    let rest = looks.of[burst.clone()].iter();
+                    rest.take_while(|look| look.is_like(first)).count()
                 }
             };
         }
@@ -234,7 +250,13 @@ impl Shard {
         mut at: usize,
     ) {
         while !frames.is_empty() {
-            let done = if burst.requests_alone {
+            let heard = match burst.arrival {
+                Arrival::HandOff => self.hear(burst, frames, looks, at),
+                Arrival::Port(_) => 0,
+            };
+            let done = if heard > 0 {
+                heard
+            } else if burst.requests_alone {
                 self.aim_both(
                     burst,
                     frames,
@@ -251,11 +273,51 @@ impl Shard {
                 0
             };
             (frames, at) = (&mut frames[done..], at + done);
+            if heard > 0 {
+                continue;
+            }
             if let Some((frame, rest)) = std::mem::take(&mut frames).split_first_mut() {
                 self.look(burst, frame, looks, at);
                 (frames, at) = (rest, at + 1);
             }
         }
+    }
+
+    /// Plain packets that other workers have looked at, of whichever family comes first, up to the first
+    /// that is anything else. Returns how many. The packets themselves are not touched: they may still be
+    /// on their way from another core.
+    #[inline(never)]
+    fn hear<F: Frame>(&self, burst: &Burst, frames: &[F], looks: &mut Looks, at: usize) -> usize {
+        /// Notes have been asked for all at once, of which a CPU seems to forget some.
+        const AHEAD: usize = 16;
+        let (mut done, mut family) = (0, None);
+        let hashes = &mut looks.hashes[at..];
+        let looking = looks.of[at..].iter_mut().zip(&mut *hashes);
+        for (n, (frame, place)) in frames.iter().zip(looking).enumerate() {
+            if let Some(ahead) = frames.get(n + AHEAD) {
+                ahead.prefetch_note();
+            }
+            frame.prefetch_bytes();
+            let Note::Sight { look, hash } = frame.note() else {
+                break;
+            };
+            let Some(look) = Look::heard(look, burst.snapshot.generation) else {
+                break;
+            };
+            let is_v4 = matches!(look.kind(), Kind::V4 | Kind::ReplyV4);
+            if *family.get_or_insert(is_v4) != is_v4 {
+                break;
+            }
+            (*place.0, *place.1) = (look, hash);
+            done += 1;
+        }
+        let (hashes, slots) = (&hashes[..done], &mut looks.slots[at..at + done]);
+        match family {
+            Some(true) => self.tables.v4.prefetch_buckets(self.cpu, hashes, slots),
+            Some(false) => self.tables.v6.prefetch_buckets(self.cpu, hashes, slots),
+            None => {}
+        }
+        done
     }
 
     /// Where no packet needs a closer look than one of these functions takes: plain packets of IPv4
@@ -312,11 +374,11 @@ impl Shard {
                 frame.truncate(length);
             }
             let aimed = aim(self, burst, &key);
-            *look = aimed.look(A::REQUEST, A::REPLY, &packet);
-            *hash = aimed.hash;
+            (*look, *hash) = aimed.look(burst, A::REQUEST, &packet, frame);
             done += 1;
         }
-        if done > 0 {
+        let mut looking = looks.of[at..at + done].iter();
+        if looking.any(|look| !look.is(Kind::Elsewhere)) {
             let slots = &mut looks.slots[at..at + done];
             A::table(&self.tables).prefetch_buckets(self.cpu, &hashes[..done], slots);
         }
@@ -329,6 +391,7 @@ impl Shard {
         Aimed {
             hash: self.client_hash(key),
             meets: Meets::Request,
+            elsewhere: None,
         }
     }
 
@@ -336,9 +399,9 @@ impl Shard {
     #[inline(always)]
     fn aim_owned<A: Tracked>(&self, burst: &Burst, key: &FlowKey<A>) -> Aimed {
         let owner = burst.deal.worker(Side::OneWay.hash(key));
-        match owner == self.worker {
-            true => self.aim_request(burst, key),
-            false => Aimed::elsewhere(owner),
+        Aimed {
+            elsewhere: (owner != self.worker).then_some(owner),
+            ..self.aim_request(burst, key)
         }
     }
 
@@ -365,11 +428,11 @@ impl Shard {
         if burst.may_be_plain(frame, bytes) {
             if let Some(packet) = Packet::find_plain_v4(bytes, frame.ip_checksum_verified()) {
                 frame.truncate(ETHERNET + usize::from(packet.length));
-                return self.aim(burst, &packet, Kind::V4, looks, at);
+                return self.aim(burst, &packet, Kind::V4, frame, looks, at);
             }
             if let Some(packet) = Packet::find_plain_v6(bytes) {
                 frame.truncate(ETHERNET + usize::from(packet.length));
-                return self.aim(burst, &packet, Kind::V6, looks, at);
+                return self.aim(burst, &packet, Kind::V6, frame, looks, at);
             }
         }
         self.look_closely(burst, frame, looks, at);
@@ -377,21 +440,22 @@ impl Shard {
 
     /// The first pass over a frame that is not plain.
     #[inline(never)]
-    fn look_closely<F: Frame>(&self, burst: &Burst, frame: &F, looks: &mut Looks, at: usize) {
+    fn look_closely<F: Frame>(&self, burst: &Burst, frame: &mut F, looks: &mut Looks, at: usize) {
         match burst.parse(frame) {
-            Parsed::V4(packet) => self.aim(burst, &packet, Kind::OddV4, looks, at),
-            Parsed::V6(packet) => self.aim(burst, &packet, Kind::OddV6, looks, at),
+            Parsed::V4(packet) => self.aim(burst, &packet, Kind::OddV4, frame, looks, at),
+            Parsed::V6(packet) => self.aim(burst, &packet, Kind::OddV6, frame, looks, at),
             _ => looks.of[at] = Look::UNUSUAL,
         }
     }
 
     /// Who owns a packet's flow, and where its entry should be.
     #[inline(always)]
-    fn aim<A: Tracked>(
+    fn aim<A: Tracked, F: Frame>(
         &self,
         burst: &Burst,
         packet: &Packet<A>,
         kind: Kind,
+        frame: &mut F,
         looks: &mut Looks,
         at: usize,
     ) {
@@ -406,25 +470,22 @@ impl Shard {
             // A copy, so that the key stays in registers otherwise.
             (false, false) => self.aim_by_side(burst, &{ key }, kind),
         };
-        let reply = match kind == A::REQUEST {
-            true => A::REPLY,
-            false => kind,
-        };
-        looks.of[at] = aimed.look(kind, reply, packet);
-        looks.hashes[at] = aimed.hash;
-        looks.slots[at] = A::table(&self.tables).prefetch_bucket(aimed.hash);
+        let (look, hash) = aimed.look(burst, kind, packet, frame);
+        (looks.of[at], looks.hashes[at]) = (look, hash);
+        looks.slots[at] = A::table(&self.tables).prefetch_bucket(hash);
     }
 
     /// As [`Shard::aim`], where there are replies and other workers.
     #[inline(never)]
     fn aim_by_side<A: Tracked>(&self, burst: &Burst, key: &FlowKey<A>, kind: Kind) -> Aimed {
         let side = burst.snapshot.side(key);
-        if burst.port.is_some()
-            && let Some(owner) = self.other_owner(burst, side, key, kind)
-        {
-            return Aimed::elsewhere(owner);
+        let elsewhere = burst
+            .port
+            .and_then(|_| self.other_owner(burst, side, key, kind));
+        Aimed {
+            elsewhere,
+            ..self.aim_at(side, key)
         }
-        self.aim_at(side, key)
     }
 
     /// What a packet of this worker's meets, and the hash of where its entry should be.
@@ -434,7 +495,11 @@ impl Shard {
         if meets == Meets::LocalReply {
             self.local_ports.prefetch(hash as usize);
         }
-        Aimed { hash, meets }
+        Aimed {
+            hash,
+            meets,
+            elsewhere: None,
+        }
     }
 
     /// Second pass over a reply to one of FullNAT's local ports, which says where the entry is.

@@ -1,6 +1,8 @@
 //! What the first two passes over a burst found out about its packets, for the third.
 //! Pure; a worker's own.
 
+use std::num::NonZeroU64;
+
 use super::MAX_BURST;
 use super::table::Slot;
 
@@ -60,17 +62,33 @@ impl Meets {
 
 /// What the first two passes found out about a packet, beside its hash and slot: one word, which is
 /// written and read at once. From the lowest bits on: the [`super::conn::settling`] of the packet, its
-/// length, its kind and what it meets.
+/// length, its kind and what it meets, in 8 bits each; the 16 above are another worker's.
 #[derive(Clone, Copy)]
 pub(super) struct Look(u64);
 
 impl Look {
     pub const UNUSUAL: Self = Self((Kind::Unusual as u64) << 32);
+    pub const ELSEWHERE: Self =
+        Self((Kind::Elsewhere as u64) << 32 | (Meets::Elsewhere as u64) << 40);
 
     #[inline(always)]
     pub fn new(kind: Kind, meets: Meets, length: u16, settling: u16) -> Self {
         let (kind, meets) = ((kind as u64) << 32, (meets as u64) << 40);
         Self(meets | kind | u64::from(length) << 16 | u64::from(settling))
+    }
+
+    /// For another worker, as of a snapshot's generation.
+    #[inline(always)]
+    pub fn told(self, generation: u64) -> Option<NonZeroU64> {
+        NonZeroU64::new(self.0 | generation << 48)
+    }
+
+    /// What another worker told, if it looked with a snapshot of this generation: in another one, the
+    /// same packet may be something else.
+    #[inline(always)]
+    pub fn heard(told: NonZeroU64, generation: u64) -> Option<Self> {
+        let same = (told.get() ^ generation << 48) >> 48 == 0;
+        same.then_some(Self(told.get()))
     }
 
     #[inline(always)]
@@ -169,5 +187,17 @@ mod tests {
             }
         }
         assert_eq!(Look::UNUSUAL.kind(), Kind::Unusual);
+        assert!(Look::ELSEWHERE.is(Kind::Elsewhere));
+    }
+
+    #[test]
+    fn a_look_is_believed_in_its_own_generation_alone() {
+        let look = Look::new(Kind::ReplyV6, Meets::Reply, 1500, 0x0306);
+        let told = look.told(0x7_0003).expect("a packet has a length");
+        let heard = |generation| Look::heard(told, generation);
+        assert!(heard(0x7_0004).is_none() && heard(0x7_8003).is_none());
+        let heard = heard(0x7_0003).expect("the same generation");
+        assert_eq!((heard.kind(), heard.meets()), (Kind::ReplyV6, Meets::Reply));
+        assert_eq!((heard.length(), heard.settling()), (1500, 0x0306));
     }
 }

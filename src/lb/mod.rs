@@ -87,7 +87,8 @@ pub trait Outbox {
 pub enum Arrival {
     /// Received on the port of this index.
     Port(u8),
-    /// Handed over by other workers, unchanged but for padding. A whole packet is not handed on again.
+    /// Handed over by other workers, unchanged but for padding, with a note. A whole packet is not
+    /// handed on again.
     HandOff,
 }
 
@@ -126,10 +127,9 @@ pub enum Verdict {
     },
     Drop(counters::DropReason),
     Pass(Pass),
-    /// Another worker owns the packet's flow: put it on the ring to the worker of this index.
+    /// It is for another worker, which most likely owns its flow: put it on the ring to the worker of
+    /// this index. What there is to say about it is in the frame's note ([`frame::Frame::note`]).
     HandOff(u8),
-    /// As [`Verdict::HandOff`], and the frame's note (see [`frame::Frame::note`]) goes with it.
-    Refer(u8),
     /// A fragment that has to wait: give it to the worker's [`fragment::FragmentStore`] under this
     /// ticket.
     Hold(u16),

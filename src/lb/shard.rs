@@ -14,7 +14,7 @@ use super::answers::{AnswerLimits, AnswerRates};
 use super::counters::{DropReason, WorkerCounters};
 use super::flow::{Address, FlowKey, Seed, endpoint_hash};
 use super::fragment::Fragments;
-use super::frame::Frame;
+use super::frame::{Frame, Note};
 use super::fullnat::LocalPorts;
 use super::guard::Guard;
 use super::look::Burst;
@@ -248,6 +248,7 @@ impl Shard {
                 match self.error_elsewhere(snapshot, arrival, &parsed, frame.bytes()) {
                     Some(owner) => {
                         self.counters.handed_errors.add(1);
+                        frame.set_note(Note::NONE);
                         Verdict::HandOff(owner)
                     }
                     None => self.icmp(snapshot, now, frame, &parsed),

@@ -275,15 +275,12 @@ fn follow(
     for _ in 0..HOPS {
         let frames = std::slice::from_mut(&mut *frame);
         shards[at].process(snapshot, now, arrival, frames, &mut verdicts, aside);
-        let (Verdict::HandOff(next) | Verdict::Refer(next)) = verdicts[0] else {
+        let Verdict::HandOff(next) = verdicts[0] else {
             break;
         };
         let Some(to) = shards.iter().position(|shard| shard.worker == next) else {
             break;
         };
-        if matches!(verdicts[0], Verdict::HandOff(_)) {
-            frame.set_note(0);
-        }
         (at, arrival) = (to, Arrival::HandOff);
     }
     verdicts[0]

@@ -301,6 +301,6 @@ fn describe(record: &Record, snapshot: &Snapshot) -> String {
             Verdict::Reply { reason, .. } => format!("answer {}", reason.token()),
             Verdict::Drop(reason) => format!("drop {}", reason.token()),
             Verdict::Pass(pass) => format!("pass {}", pass.token()),
-            Verdict::HandOff(_) | Verdict::Refer(_) | Verdict::Hold(_) => "hand-over".to_owned(),
+            Verdict::HandOff(_) | Verdict::Hold(_) => "hand-over".to_owned(),
         }
 }

@@ -219,7 +219,7 @@ fn describe(packet: &Packet, owner: usize, end: &Foreseen, source: &Source<'_>) 
             trace.explanation = passed(pass).into();
         }
         // One worker alone hands nothing over, and no whole packet waits for another.
-        Verdict::HandOff(_) | Verdict::Refer(_) | Verdict::Hold(_) => {
+        Verdict::HandOff(_) | Verdict::Hold(_) => {
             trace.verdict = "drop".into();
             trace.explanation = "The packet is of a kind that cannot be traced.".into();
         }

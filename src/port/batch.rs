@@ -82,10 +82,10 @@ impl Batch {
         }
     }
 
-    /// Asks the cache for all packets; they must be as received.
+    /// Asks the cache for all headers.
     #[inline(always)]
     pub fn prefetch(&self) {
-        self.iter().for_each(Mbuf::prefetch_received);
+        self.iter().for_each(Mbuf::prefetch);
     }
 
     #[inline(always)]

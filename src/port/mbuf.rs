@@ -309,29 +309,36 @@ impl Mbuf {
         unsafe { self.0.add(1).cast::<u64>().write(stamp) }
     }
 
-    /// Four bytes that travel with a received packet for our own use, in the line that the driver
+    /// Sixteen bytes that travel with a received packet for our own use, in the line that the driver
     /// wrote them into: unlike [`Mbuf::stamp`], they cost no line of their own when the packet
     /// goes to another core. The driver's, or an earlier packet's, until set.
     #[inline(always)]
-    pub fn note(&self) -> u32 {
-        self.raw().hash_high
+    pub fn note(&self) -> (u64, u64) {
+        let raw = self.raw();
+        let tags = u64::from(raw.vlan_tci_outer) | u64::from(raw.vlan_tci) << 16;
+        let first = u64::from(raw.packet_type) | tags << 32;
+        (first, u64::from(raw.rss) | u64::from(raw.hash_high) << 32)
     }
 
-    /// Sets what [`Mbuf::note`] returns.
+    /// Sets what [`Mbuf::note`] returns, in place of what the driver found out: packet type, VLAN tags
+    /// and RSS hash.
     #[inline(always)]
-    pub fn set_note(&mut self, note: u32) {
-        self.raw_mut().hash_high = note;
+    pub fn set_note(&mut self, (first, second): (u64, u64)) {
+        let raw = self.raw_mut();
+        raw.packet_type = first as u32;
+        raw.vlan_tci_outer = (first >> 32) as u16;
+        raw.vlan_tci = (first >> 48) as u16;
+        raw.rss = second as u32;
+        raw.hash_high = (second >> 32) as u32;
     }
 
-    /// Fetches the header, and the line in which a packet that was received and not changed most
-    /// likely begins. Reads neither.
+    /// Fetches the line in which a packet that was received and not changed most likely begins. Does
+    /// not read the header.
     #[inline(always)]
     pub fn prefetch_received(&self) {
         const BEGIN: usize =
             size_of::<RawMbuf>() + PRIVATE_BYTES as usize + sys::RTE_PKTMBUF_HEADROOM as usize;
-        let header = self.0.as_ptr().cast::<u8>();
-        prefetch(header);
-        prefetch(header.wrapping_add(BEGIN));
+        prefetch(self.0.as_ptr().cast::<u8>().wrapping_add(BEGIN));
     }
 
     /// Fetches the header (not the packet) into the cache.

@@ -71,10 +71,7 @@ impl Tap {
     pub fn after(&mut self, snapshot: &Snapshot, now: Now, frames: &[Mbuf], verdicts: &[Verdict]) {
         for (index, (frame, &verdict)) in frames.iter().zip(verdicts).enumerate() {
             // Whoever decides about it captures it.
-            if matches!(
-                verdict,
-                Verdict::HandOff(_) | Verdict::Refer(_) | Verdict::Hold(_)
-            ) {
+            if matches!(verdict, Verdict::HandOff(_) | Verdict::Hold(_)) {
                 continue;
             }
             let before = self.before[index].0;

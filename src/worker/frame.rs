@@ -1,6 +1,8 @@
 //! DPDK's packet buffer as the balancer's frame, and the note in it of the VLAN that it came by.
 
-use crate::lb::frame::Frame;
+use std::num::NonZeroU64;
+
+use crate::lb::frame::{Frame, Note};
 use crate::port::{Mbuf, RxChecksum};
 
 /// Where the numbers of interfaces begin in a packet's port: above all ids that DPDK gives.
@@ -53,13 +55,31 @@ impl Frame for Mbuf {
     }
 
     #[inline(always)]
-    fn note(&self) -> u32 {
-        Mbuf::note(self)
+    fn note(&self) -> Note {
+        let (look, hash) = Mbuf::note(self);
+        match NonZeroU64::new(look) {
+            Some(look) => Note::Sight { look, hash },
+            None => Note::Word(hash as u32),
+        }
     }
 
     #[inline(always)]
-    fn set_note(&mut self, note: u32) {
-        Mbuf::set_note(self, note);
+    fn set_note(&mut self, note: Note) {
+        let words = match note {
+            Note::Sight { look, hash } => (look.get(), hash),
+            Note::Word(word) => (0, u64::from(word)),
+        };
+        Mbuf::set_note(self, words);
+    }
+
+    #[inline(always)]
+    fn prefetch_note(&self) {
+        self.prefetch();
+    }
+
+    #[inline(always)]
+    fn prefetch_bytes(&self) {
+        self.prefetch_received();
     }
 
     #[inline(always)]

@@ -128,7 +128,7 @@ fn word(verdict: Verdict) -> &'static str {
         Verdict::Transmit(_) => "(forward)",
         Verdict::Pass(pass) => pass.token(),
         Verdict::Drop(reason) | Verdict::Reply { reason, .. } => reason.token(),
-        Verdict::HandOff(_) | Verdict::Refer(_) => "(hand-off)",
+        Verdict::HandOff(_) => "(hand-off)",
         Verdict::Hold(_) => "(hold)",
     }
 }

@@ -10,7 +10,7 @@ use evenkeel::lb::counters::WorkerCounters;
 use evenkeel::lb::fixture::{self, Lab, backend_mac};
 use evenkeel::lb::flow::Seed;
 use evenkeel::lb::fragment::FragmentStore;
-use evenkeel::lb::frame::{Frame, MemoryFrame};
+use evenkeel::lb::frame::{Frame, MemoryFrame, Note};
 use evenkeel::lb::owner::Ownership;
 use evenkeel::lb::route::Prefix;
 use evenkeel::lb::service_map::{Listen, ServiceMap};
@@ -239,10 +239,10 @@ impl Frame for Buffer {
     fn ip_checksum_verified(&self) -> bool {
         false
     }
-    fn note(&self) -> u32 {
+    fn note(&self) -> Note {
         self.frame.note()
     }
-    fn set_note(&mut self, note: u32) {
+    fn set_note(&mut self, note: Note) {
         self.frame.set_note(note);
     }
     fn is_contiguous(&self) -> bool {

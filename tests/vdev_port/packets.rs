@@ -52,8 +52,9 @@ pub fn mbuf_bounds(_: &Eal, pool: &Mempool) {
         u64::MAX,
         "the stamp lies outside the headroom"
     );
-    mbuf.set_note(7);
-    assert_eq!((mbuf.note(), mbuf.stamp()), (7, u64::MAX));
+    let note = (0x8765_4321_fedc_ba98, 0x1234_5678_9abc_def0);
+    mbuf.set_note(note);
+    assert_eq!((mbuf.note(), mbuf.stamp()), (note, u64::MAX));
     assert_eq!((mbuf.rss_hash(), mbuf.ol_flags()), (None, 0));
     mbuf.prefetch();
     mbuf.prefetch_data();

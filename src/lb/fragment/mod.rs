@@ -13,7 +13,7 @@ mod recipe;
 use super::counters::DropReason;
 use super::flow::{FlowKey, protocol};
 use super::forward::{Way, to_backend};
-use super::frame::Frame;
+use super::frame::{Frame, Note};
 use super::icmp::{self, IcmpError};
 use super::parse::{Packet, Parsed, Transport, read_u16, transport};
 use super::persistence::ASK;
@@ -200,7 +200,7 @@ impl Shard {
         let keeper = ownership.fragments(&self.seed, source, destination, piece.id, counted);
         let keeps = keeper == self.worker || ownership.workers < 2;
         if !keeps && arrival != Arrival::HandOff {
-            return self.hand_fragment(keeper);
+            return self.hand_fragment(frame, keeper);
         }
         frame.truncate(usize::from(piece.l3) + usize::from(piece.length));
         if piece.offset == 0 {
@@ -212,12 +212,13 @@ impl Shard {
             };
         }
         match self.fragments.known(&piece.datagram(), now) {
-            Some(Known::Elsewhere(owner)) if keeps => self.hand_fragment(owner),
+            Some(Known::Elsewhere(owner)) if keeps => self.hand_fragment(frame, owner),
             Some(Known::Here(recipe)) => self.follow(snapshot, now, frame, piece, &recipe, outbox),
             // Its first one may be on its way to the worker that chooses the backend, and back.
             _ => match self.fragments.wait(piece.datagram(), now) {
                 Some(ticket) => {
                     self.counters.held.set(self.fragments.held() as u64);
+                    frame.set_note(Note::NONE);
                     Verdict::Hold(ticket)
                 }
                 None => Verdict::Drop(DropReason::Fragment),
@@ -225,8 +226,9 @@ impl Shard {
         }
     }
 
-    fn hand_fragment(&self, to: u8) -> Verdict {
+    fn hand_fragment<F: Frame>(&self, frame: &mut F, to: u8) -> Verdict {
         self.counters.handed_fragments.add(1);
+        frame.set_note(Note::NONE);
         Verdict::HandOff(to)
     }
 
@@ -244,16 +246,16 @@ impl Shard {
         outbox: &mut O,
     ) -> Verdict {
         let owner = self.flow_owner(snapshot, &packet.key);
-        let asked = arrival == Arrival::HandOff && frame.note() == ASK;
+        let asked = arrival == Arrival::HandOff && frame.note() == Note::Word(ASK);
         if keeps && owner != self.worker && !asked {
             let known = Known::Elsewhere(owner);
             self.fragments.learn(piece.datagram(), known, now);
-            return self.hand_fragment(owner);
+            return self.hand_fragment(frame, owner);
         }
         self.scheduled = None;
         let verdict = self.whole(snapshot, now, frame, packet, outbox);
-        // An only fragment (RFC 6946) has no others. A referred one comes back.
-        if piece.more && !matches!(verdict, Verdict::Refer(_)) {
+        // An only fragment (RFC 6946) has no others. One that was handed on comes back.
+        if piece.more && !matches!(verdict, Verdict::HandOff(_)) {
             let recipe = self.recipe(snapshot, packet, verdict, frame.bytes());
             let known = Known::Here(recipe);
             self.fragments.learn(piece.datagram(), known, now);

@@ -263,7 +263,7 @@ mod between_workers {
     use super::*;
     use crate::lb::cluster::Cluster;
     use crate::lb::fixture::{Lab, VIP, VIP6};
-    use crate::lb::frame::{Frame, MemoryFrame};
+    use crate::lb::frame::{Frame, MemoryFrame, Note};
     use crate::lb::parse::tcp;
     use crate::lb::snapshot::{ForwardMethod, Scheduler};
     use crate::lb::{Arrival, Pass, Verdict};
@@ -332,6 +332,38 @@ mod between_workers {
                 assert_eq!(verdict, Verdict::Transmit(0));
             }
             assert_eq!(handed, 3);
+        }
+    }
+
+    /// What is found out about a plain packet goes with it, and the owner comes to the same by itself where
+    /// it works with another snapshot.
+    #[test]
+    fn a_plain_packet_takes_along_what_was_found_out_about_it() {
+        for method in [ForwardMethod::DirectRouting, ForwardMethod::Nat] {
+            let (mut lab, mut cluster) = (lab(method), Cluster::new(4, 1000));
+            let client = "10.9.9.9:77";
+            let syn = tcp4(client, VIP).flags(tcp::SYN).frame();
+            let owner = cluster.feed(&lab.snapshot, 0, &syn).worker;
+            let plain = tcp4(client, VIP).flags(tcp::ACK);
+            let odd = plain.clone().vlan(7);
+            for (packet, is_told) in [(plain, true), (odd, false)] {
+                for worker in (0..4).filter(|&worker| worker != owner) {
+                    for generation in [0, 1] {
+                        let mut frame = MemoryFrame::new(&packet.frame());
+                        let there = Arrival::Port(0);
+                        let verdict = cluster.step(&lab.snapshot, worker, there, &mut frame);
+                        assert_eq!(verdict, Verdict::HandOff(owner as u8));
+                        assert_eq!(matches!(frame.note(), Note::Sight { .. }), is_told);
+                        assert!(is_told || frame.note() == Note::NONE);
+                        lab.snapshot.generation = generation;
+                        let here = Arrival::HandOff;
+                        let verdict = cluster.step(&lab.snapshot, owner, here, &mut frame);
+                        assert_eq!(verdict, Verdict::Transmit(0));
+                        lab.snapshot.generation = 0;
+                    }
+                }
+            }
+            assert_eq!(cluster.total(|c| c.new_connections.get()), 1);
         }
     }
 
