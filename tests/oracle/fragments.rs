@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use evenkeel::lb::Pass;
 use evenkeel::lb::counters::DropReason;
 
 use crate::look::{self, Packet, Piece};
@@ -22,7 +23,7 @@ pub enum Known {
         source: IpAddr,
         destination: IpAddr,
     },
-    Passed,
+    Passed(Pass),
     Dropped,
 }
 

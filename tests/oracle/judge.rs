@@ -225,7 +225,8 @@ impl Judge {
                 self.fragments.waiting.push((datagram, sent.clone()));
                 Expect::Hold
             }
-            Some(Known::Passed) => Expect::Pass,
+            Some(Known::Passed(Pass::Check)) => Expect::Check,
+            Some(Known::Passed(_)) => Expect::Pass,
             Some(Known::Dropped) => Expect::Drop(Fragment),
             // Under IPv4 nobody is told of a later fragment's end.
             Some(Known::OneWay(backend)) => match self.onward(sent, packet, backend) {

@@ -75,7 +75,7 @@ impl Judge {
                 (Verdict::Transmit(_), _) => {
                     fragments::rewritten(out).unwrap_or_else(|| panic!("no packet: {}", context()))
                 }
-                (Verdict::Pass(_), _) => Known::Passed,
+                (Verdict::Pass(pass), _) => Known::Passed(pass),
                 _ => Known::Dropped,
             };
             self.fragments.known.insert(datagram, known);
