@@ -182,13 +182,16 @@ pub fn endpoint_hash<A: Address>(seed: &Seed, protocol: u8, address: A, port: u1
     // As they stand in a packet, whose bytes need not be swapped then.
     let (high, low) = address.words();
     let port = u64::from(port.to_be()) | u64::from(protocol) << 16;
-    if A::HEADER == 20 {
+    let hash = if A::HEADER == 20 {
         let address = u64::from((low as u32).to_be());
         fold(address ^ seed.0[0], port ^ seed.0[1])
     } else {
         let address = fold(high.to_be() ^ seed.0[0], low.to_be() ^ seed.0[1]);
-        fold(address ^ port, seed.0[2])
-    }
+        fold(address, port ^ seed.0[2])
+    };
+    // Neighbouring numbers, multiplied once, lie at equal distances, which one seed in thirty makes fit the
+    // size of a table so badly that it is full before it is.
+    hash.wrapping_mul(seed.0[2])
 }
 
 #[cfg(test)]
