@@ -103,7 +103,7 @@ impl Choice {
 
 /// The service as its backends' answers are known by.
 fn fronts(lab: &Lab) -> Fronts {
-    let backends = lab.snapshot.backends.iter().flatten();
+    let backends = lab.snapshot.backends.iter();
     Fronts::new(backends.map(|backend| {
         let vip = if backend.address.is_ipv4() { VIP } else { VIP6 };
         let vip: SocketAddr = vip.parse().expect("an endpoint");

@@ -119,7 +119,7 @@ impl Lab {
             })
         });
         let locals: [IpAddr; 2] = [LOCAL.into(), LOCAL6.into()];
-        let backends = backends.into_iter().map(Some).collect();
+        let backends = backends.into_iter().collect();
         let mut service = service;
         service.weights = Arc::new(Weights::of(&service.backends, &backends));
         let snapshot = Snapshot {
@@ -200,7 +200,7 @@ impl Lab {
         let snapshot = &mut self.snapshot;
         snapshot.service_map = Arc::new(ServiceMap::new(both));
         let locals = snapshot.locals.iter().copied();
-        let backends = snapshot.backends.iter().flatten().map(|b| b.address);
+        let backends = snapshot.backends.iter().map(|b| b.address);
         snapshot.own = Arc::new(snapshot.service_map.vips().chain(locals.clone()).collect());
         snapshot.sides = Arc::new(Sides::new(
             listens.iter().map(|l| (prefix(l), snapshot.two_way)),
@@ -209,11 +209,11 @@ impl Lab {
         ));
     }
 
-    /// A backend, to be changed; the service's weights follow when the loan ends.
+    /// A backend, to be changed: for the snapshot, and the service's weights, when the loan ends.
     pub fn backend(&mut self, id: u32) -> Loan<'_> {
-        match self.snapshot.backends.get(id) {
-            Some(Some(_)) => Loan { lab: self, id },
-            _ => panic!("no backend {id}"),
+        match self.snapshot.backend(BackendId(id)).cloned() {
+            Some(backend) => Loan { lab: self, backend },
+            None => panic!("no backend {id}"),
         }
     }
 
@@ -228,31 +228,27 @@ impl Lab {
 /// A backend of the lab while it is being changed.
 pub struct Loan<'l> {
     lab: &'l mut Lab,
-    id: u32,
+    backend: Backend,
 }
 
 impl std::ops::Deref for Loan<'_> {
     type Target = Backend;
     fn deref(&self) -> &Backend {
-        match self.lab.snapshot.backend(BackendId(self.id)) {
-            Some(backend) => backend,
-            None => panic!("no backend {}", self.id),
-        }
+        &self.backend
     }
 }
 
 impl std::ops::DerefMut for Loan<'_> {
     fn deref_mut(&mut self) -> &mut Backend {
-        match self.lab.snapshot.backends.get_mut(self.id) {
-            Some(Some(backend)) => backend,
-            _ => panic!("no backend {}", self.id),
-        }
+        &mut self.backend
     }
 }
 
 impl Drop for Loan<'_> {
     fn drop(&mut self) {
-        let snapshot = &self.lab.snapshot;
+        let snapshot = &mut self.lab.snapshot;
+        let backend = self.backend.clone();
+        snapshot.backends.set(backend.id, Some(backend));
         let Some(service) = snapshot.service(ServiceId(0)) else {
             return;
         };

@@ -6,6 +6,7 @@
 pub mod addresses;
 pub mod admit;
 pub mod answers;
+pub mod backends;
 pub mod bucket;
 pub mod capture;
 pub mod checksum;

@@ -8,6 +8,7 @@ use super::snapshot::FastMap;
 
 /// How to put a frame on the wire: the Ethernet addresses and the port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
 pub struct Link {
     /// Destination, then source MAC: the first 12 bytes of the frame.
     pub macs: [u8; 12],

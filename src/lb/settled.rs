@@ -3,6 +3,7 @@
 //! Runs on workers; whatever is added here is paid for by every packet (`scripts/instructions`).
 
 use super::answers::rewrite_for_client;
+use super::backends::Hop;
 use super::conn::{Conn, State, flag};
 use super::counters::BackendCounters;
 use super::flow::{Address, FlowKey};
@@ -12,9 +13,8 @@ use super::fullnat::{is_local_reply, local_end};
 use super::looks::{AHEAD, Kind, Look, Looks, Meets};
 use super::meet::is_reply;
 use super::parse::{ETHERNET, Packet, tcp};
-use super::route::Link;
 use super::shard::Shard;
-use super::snapshot::{Backend, BackendId, BackendState, ForwardMethod, Snapshot};
+use super::snapshot::{BackendId, BackendState, ForwardMethod, Snapshot};
 use super::table::{ConnTable, Slot};
 use super::tracked::Tracked;
 use super::{MAX_BURST, Now, Verdict};
@@ -106,7 +106,7 @@ impl Shard {
                 }
                 ForwardMethod::Tunnel => self.forward_wrapped::<A, F>(snapshot, now, rest, port),
                 ForwardMethod::Nat | ForwardMethod::FullNat => {
-                    self.forward_translated::<A, F>(snapshot, now, rest, port)
+                    self.forward_translated::<A, F>(snapshot, now, rest, method, port)
                 }
             }
             rest.transmit(begin, port, exits);
@@ -147,13 +147,13 @@ impl Shard {
         let run = self.run::<A>(snapshot, now);
         rest.run(A::REQUEST, run, |run, frame, seen| {
             let bytes = plain::<A>(frame.bytes_mut())?;
-            let (conn, backend, link) = run.request(bytes, seen)?;
+            let (conn, hop) = run.request(bytes, seen)?;
             let id = conn.backend;
-            if backend.method != ForwardMethod::DirectRouting || link.port != port {
+            if !hop.is_by(ForwardMethod::DirectRouting, port) {
                 return None;
             }
             // A packet that lives too short is refused before anything is written.
-            direct::forward_plain::<A>(bytes, link).ok()?;
+            direct::forward_plain::<A>(bytes, &hop.link).ok()?;
             run.count_in(id, seen.look);
             Some(())
         })
@@ -171,42 +171,44 @@ impl Shard {
         let run = self.run::<A>(snapshot, now);
         rest.run(A::REQUEST, run, |run, frame, seen| {
             let bytes = plain::<A>(frame.bytes_mut())?;
-            let (conn, backend, link) = run.request(bytes, seen)?;
+            let (conn, hop) = run.request(bytes, seen)?;
             let (id, packet) = (conn.backend, Packet::of_client(conn, seen.look.length()));
-            if backend.method != ForwardMethod::Tunnel || link.port != port {
+            if !hop.is_by(ForwardMethod::Tunnel, port) {
                 return None;
             }
+            let backend = run.snapshot.backend(id)?;
             // A packet that lives too short is refused before anything is written.
-            tunnel::forward(frame, &packet, link, backend, seen.hash).ok()?;
+            tunnel::forward(frame, &packet, &hop.link, backend, seen.hash).ok()?;
             run.count_in(id, seen.look);
             Some(())
         })
     }
 
-    /// Those by NAT and FullNAT.
+    /// Those by NAT or by FullNAT.
     #[inline(never)]
     fn forward_translated<A: Tracked, F: Frame>(
         &mut self,
         snapshot: &Snapshot,
         now: Now,
         rest: &mut Rest<F>,
+        method: ForwardMethod,
         port: u8,
     ) {
         let run = self.run::<A>(snapshot, now);
         rest.run(A::REQUEST, run, |run, frame, seen| {
             let bytes = plain::<A>(frame.bytes_mut())?;
-            let (conn, backend, link) = run.request(bytes, seen)?;
+            let (snapshot, (conn, hop)) = (run.snapshot, run.request(bytes, seen)?);
             let (id, packet) = (conn.backend, Packet::of_client(conn, seen.look.length()));
-            if !backend.method.is_two_way() || link.port != port {
+            if !hop.is_by(method, port) {
                 return None;
             }
             let way = Way {
-                backend,
+                backend: snapshot.backend(id)?,
                 hash: seen.hash,
                 local: local_end(snapshot, conn),
             };
             // A packet that lives too short is refused before anything is written.
-            translate(bytes, &packet, &way, link).ok()?;
+            translate(bytes, &packet, &way, &hop.link).ok()?;
             run.count_in(id, seen.look);
             Some(())
         })
@@ -320,27 +322,20 @@ impl<F: Frame> Rest<'_, F> {
 }
 
 impl<'s, A: Address> Run<'s, A> {
-    /// The connection of a client's packet, and where it goes, where both are settled and the
-    /// packet fits. The time stamp is set.
+    /// The connection of a client's packet and where it goes, where the packet is settled and fits, if
+    /// the way there is. The time stamp is set.
     #[inline(always)]
-    fn request(&mut self, frame: &[u8], seen: Seen) -> Option<(&Conn<A>, &'s Backend, &'s Link)> {
+    fn request(&mut self, frame: &[u8], seen: Seen) -> Option<(&Conn<A>, &'s Hop)> {
         let look = seen.look;
         let conn = self.table.try_get_mut(seen.slot)?;
         if !is_from_client(frame, conn) || !conn.is_settled_for(look.settling()) {
             return None;
         }
         if conn.last_seen != self.second {
-            if conn.is_expired(self.second) {
-                return None;
-            }
-            conn.last_seen = self.second;
+            renew(conn, self.second)?;
         }
-        let backend = self.snapshot.backend(conn.backend)?;
-        let link = backend.link.as_ref()?;
-        if backend.state == BackendState::Removed || look.length() > backend.mtu {
-            return None;
-        }
-        Some((conn, backend, link))
+        let hop = self.snapshot.backends.hop(conn.backend)?;
+        (look.length() <= hop.mtu).then_some((conn, hop))
     }
 
     #[inline(always)]
@@ -391,6 +386,17 @@ impl<'s, A: Address> Run<'s, A> {
         }
         Some(())
     }
+}
+
+/// Once a second: the entry's time stamp, if it has not expired.
+#[cold]
+#[inline(never)]
+fn renew<A: Address>(conn: &mut Conn<A>, second: u32) -> Option<()> {
+    if conn.is_expired(second) {
+        return None;
+    }
+    conn.last_seen = second;
+    Some(())
 }
 
 /// A frame that is long enough for a plain packet's headers, as all are in which one was found: the

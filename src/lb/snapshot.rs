@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::addresses::AddressSet;
+use super::backends::Backends;
 use super::conn::Timeouts;
 use super::flow::{Address, FlowKey};
 use super::keepalive::Fronts;
@@ -75,7 +76,8 @@ pub enum BackendState {
     Removed,
 }
 
-/// A real server of one service. The first cache line is all that an established flow needs.
+/// A real server of one service. The first cache line is all that an established flow needs beside its
+/// [`super::backends::Hop`].
 #[derive(Clone, Debug, PartialEq)]
 #[repr(C, align(64))]
 pub struct Backend {
@@ -353,7 +355,7 @@ pub struct Snapshot {
     /// By [`ServiceId`]; a hole is a service that is gone.
     pub services: Chunked<Option<Arc<Service>>>,
     /// By [`BackendId`].
-    pub backends: Chunked<Option<Backend>>,
+    pub backends: Backends,
     pub service_map: Arc<ServiceMap>,
     /// By interface: the ports, then the VLANs, which have their port's address and MTU.
     pub ports: Arc<[PortView]>,
@@ -382,7 +384,7 @@ pub struct Snapshot {
 impl Snapshot {
     #[inline(always)]
     pub fn backend(&self, id: BackendId) -> Option<&Backend> {
-        self.backends.get(id.0)?.as_ref()
+        self.backends.get(id)
     }
 
     /// What a packet is, by its addresses.

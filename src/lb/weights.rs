@@ -2,7 +2,8 @@
 //! with the sums that a draw or a cycle needs. Part of a snapshot: built by management whenever a
 //! weight or a state changes, read by workers, never changed.
 
-use super::snapshot::{Backend, BackendId, Chunked};
+use super::backends::Backends;
+use super::snapshot::BackendId;
 
 /// One backend of a service.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,9 +25,9 @@ pub struct Weights {
 
 impl Weights {
     /// The weights in force: a backend that is not up, or gone, keeps its place with weight 0.
-    pub fn of(ids: &[BackendId], backends: &Chunked<Option<Backend>>) -> Self {
+    pub fn of(ids: &[BackendId], backends: &Backends) -> Self {
         let weight = |id: BackendId| {
-            let backend = backends.get(id.0).and_then(Option::as_ref);
+            let backend = backends.get(id);
             backend.filter(|b| b.is_eligible()).map_or(0, |b| b.weight)
         };
         let mut weights = Self::default();

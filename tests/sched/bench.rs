@@ -106,7 +106,7 @@ impl Bench {
     }
 
     pub fn servers(&self) -> Vec<Server> {
-        let backends = self.lab.snapshot.backends.iter().flatten();
+        let backends = self.lab.snapshot.backends.iter();
         backends
             .zip(&self.counters.backends)
             .map(|(backend, counters)| Server {

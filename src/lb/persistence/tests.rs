@@ -97,7 +97,7 @@ fn services_of_a_group_send_a_client_to_one_server() {
         // In the other order, so that rr alone would not agree.
         let mut backend = lab.backend(BACKENDS - 1 - n).clone();
         (backend.id, backend.service) = (BackendId(BACKENDS + n), ServiceId(1));
-        added.push(Some(backend));
+        added.push(backend);
     }
     let known = lab.snapshot.backends.iter().cloned();
     lab.snapshot.backends = known.chain(added).collect();

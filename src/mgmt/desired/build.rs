@@ -26,7 +26,7 @@ impl Desired {
         next.services.grow(self.services.end() as usize);
         for &id in &changed.backends {
             let removed = self.build_removed(id, next.generation);
-            next.backends.set(id.0, removed);
+            next.backends.set(id, removed);
         }
         for &id in &changed.services {
             match self.places.of_service(id) {
@@ -46,12 +46,12 @@ impl Desired {
         let named = &self.places[place];
         for (index, &id) in named.backends.iter().enumerate() {
             let backend = self.build_backend(place, index, net);
-            next.backends.set(id.0, Some(backend));
+            next.backends.set(id, Some(backend));
         }
         let sorry = self.build_sorry_server(place, net);
         let mut service = self.build_service(place, maglev, sorry.as_ref());
         if let Some(sorry) = sorry {
-            next.backends.set(sorry.id.0, Some(sorry));
+            next.backends.set(sorry.id, Some(sorry));
         }
         service.weights = Arc::new(Weights::of(&service.backends, &next.backends));
         next.services.set(service.id.0, Some(Arc::new(service)));

@@ -337,7 +337,7 @@ fn check(built: &Snapshot, desired: &Desired) {
         backends += service.backends.len() + usize::from(service.sorry_server.is_some());
     }
     assert_eq!(built.services.iter().flatten().count(), services);
-    let all = || built.backends.iter().flatten();
+    let all = || built.backends.iter();
     let removed = all().filter(|b| desired.removed.contains_key(&b.id));
     let removed: Vec<BackendState> = removed.map(|b| b.state).collect();
     assert!(removed.iter().all(|s| *s == BackendState::Removed));
@@ -473,7 +473,7 @@ fn an_id_is_free_when_no_worker_uses_a_snapshot_that_has_it() {
     assert!(world.desired.collect_removed(built.generation, |_| false));
     assert_eq!(world.desired.removed().count(), 0);
     let built = world.desired.build(&world.net);
-    assert_eq!(built.backends.iter().flatten().count(), 39);
+    assert_eq!(built.backends.iter().count(), 39);
     // What no snapshot ever had is forgotten at once.
     world.config.services[0].backends.push(backend(3, 1, false));
     world.desired.replace(world.config.clone());
