@@ -53,10 +53,8 @@ impl Bench {
             let started = port.start(&PortConfig::default(), std::slice::from_ref(&pool));
             let (port, mut rx, mut tx) = started.expect("starts");
             handles.push(port);
-            ports.push(WorkerPort {
-                rx: Some(rx.remove(0)),
-                tx: TxBuffer::new(tx.remove(0), 32),
-            });
+            let tx = TxBuffer::new(tx.remove(0), 32);
+            ports.push(WorkerPort::new(Some(rx.remove(0)), tx));
         }
         Self {
             pool,

@@ -12,7 +12,7 @@ use super::snapshot::{Backend, BackendId, BackendState, Chunked, ForwardMethod};
 #[repr(C, align(16))]
 pub struct Hop {
     pub link: Link,
-    /// A [`ForwardMethod`], or [`Hop::NO_METHOD`].
+    /// A [`ForwardMethod`]'s number, or [`Hop::NO_METHOD`].
     method: u8,
     /// [`Backend::mtu`].
     pub mtu: u16,
@@ -45,6 +45,12 @@ impl Hop {
             },
             _ => Self::default(),
         }
+    }
+
+    /// How packets reach the backend, if they do.
+    #[inline(always)]
+    pub fn method(&self) -> Option<ForwardMethod> {
+        ForwardMethod::ALL.get(usize::from(self.method)).copied()
     }
 
     /// Whether packets reach the backend by this method and leave by this port: one comparison.
@@ -144,6 +150,7 @@ mod tests {
         assert!(is_by(&backends, 0) && !is_by(&backends, 1));
         let hop = backends.hop(second).expect("a place");
         assert_eq!((Some(hop.link), hop.mtu), (backend.link, backend.mtu));
+        assert_eq!(hop.method(), Some(backend.method));
         assert!(!hop.is_by(ForwardMethod::Nat, 0));
         let removed = Backend {
             state: BackendState::Removed,
@@ -155,9 +162,13 @@ mod tests {
         };
         for none in [Some(removed), Some(unresolved), None] {
             backends.set(second, none);
-            assert!(!is_by(&backends, 0));
+            assert_eq!(backends.hop(second), Some(&Hop::default()));
+            assert!(!is_by(&backends, 0) && Hop::default().method().is_none());
             backends.set(second, Some(backend.clone()));
             assert!(is_by(&backends, 0));
+        }
+        for (number, method) in ForwardMethod::ALL.into_iter().enumerate() {
+            assert_eq!(method as usize, number);
         }
         backends.grow(100);
         assert_eq!((backends.len(), backends.iter().count()), (100, 2));

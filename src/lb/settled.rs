@@ -131,8 +131,8 @@ impl Shard {
         if !conn.is_settled_for(look.settling()) || conn.is_expired(now.second) {
             return None;
         }
-        let backend = snapshot.backend(conn.backend)?;
-        Some((backend.method, backend.link.as_ref()?.port))
+        let hop = snapshot.backends.hop(conn.backend)?;
+        Some((hop.method()?, hop.link.port))
     }
 
     /// Those by direct routing.

@@ -48,6 +48,9 @@ pub enum ForwardMethod {
 }
 
 impl ForwardMethod {
+    /// In the order of their numbers.
+    pub const ALL: [Self; 4] = [Self::Nat, Self::FullNat, Self::Tunnel, Self::DirectRouting];
+
     /// The backend's replies pass here too.
     pub fn is_two_way(self) -> bool {
         matches!(self, Self::Nat | Self::FullNat)

@@ -362,10 +362,7 @@ pub fn launch(
             templates.now();
         }
         let ends = ends(taken, senders.clone())?;
-        let port = |(rx, tx)| WorkerPort {
-            rx,
-            tx: TxBuffer::new(tx, BURST),
-        };
+        let port = |(rx, tx)| WorkerPort::new(rx, TxBuffer::new(tx, BURST));
         let ports = queues.into_iter().map(port).collect();
         let snapshot = Arc::clone(snapshot);
         let idle = idle(config.workers.idle);

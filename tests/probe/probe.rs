@@ -217,10 +217,7 @@ fn start<'f>(
         taken,
         handoff: vec![handoff],
     };
-    let port = WorkerPort {
-        rx: Some(worker_rx),
-        tx: TxBuffer::new(worker_tx, BURST),
-    };
+    let port = WorkerPort::new(Some(worker_rx), TxBuffer::new(worker_tx, BURST));
     let worker = Worker::new(
         0,
         shard,
