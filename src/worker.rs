@@ -66,8 +66,8 @@ pub enum Idle {
 pub struct WorkerPort {
     /// None where the port has fewer queues than there are workers (other workers receive, and
     /// hand over what belongs here), and while the port is being reset.
-    rx: Option<RxQueue>,
-    tx: TxBuffer,
+    pub rx: Option<RxQueue>,
+    pub tx: TxBuffer,
     /// Nothing came the last time.
     silent: bool,
 }
@@ -263,14 +263,16 @@ impl Worker {
             tap.before(batch);
         }
         let frames = batch.as_mut_slice();
-        let port = self
+        let exit = self
             .shard
             .process(&self.snapshot, now, arrival, frames, verdicts, &mut way_out);
         if let Some(tap) = capture {
             tap.after(&self.snapshot, now, batch, verdicts);
         }
-        if let Some(port) = port.and_then(|port| way_out.ports.get_mut(usize::from(port))) {
-            port.tx.send_all(batch);
+        if let Some(exit) = exit
+            && let Some(port) = way_out.ports.get_mut(usize::from(exit.port))
+        {
+            port.tx.send_all(batch, exit.bytes);
             return;
         }
         for (mbuf, verdict) in batch.drain().zip(&*verdicts) {

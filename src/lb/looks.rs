@@ -2,8 +2,10 @@
 //! Pure; a worker's own.
 
 use std::num::NonZeroU64;
+use std::ops::Range;
 
 use super::MAX_BURST;
+use super::parse::ETHERNET;
 use super::table::Slot;
 
 /// What a frame holds, as far as the third pass needs to know.
@@ -161,6 +163,15 @@ pub(super) struct Aim {
 }
 
 impl Looks {
+    /// What the frames of plain packets hold, whose padding is cut off: from their looks, which lie
+    /// side by side, as the frames do not.
+    #[inline(always)]
+    pub fn bytes(&self, burst: Range<usize>) -> u64 {
+        let headers = ETHERNET * burst.len();
+        let lengths = self.of[burst].iter().map(|look| u64::from(look.length()));
+        headers as u64 + lengths.sum::<u64>()
+    }
+
     #[inline(always)]
     pub fn aim(&self, at: usize) -> Aim {
         Aim {

@@ -19,22 +19,32 @@ use super::table::{ConnTable, Slot};
 use super::tracked::Tracked;
 use super::{MAX_BURST, Now, Verdict};
 
+/// The way that all packets of a burst leave.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Exit {
+    pub port: u8,
+    /// What all their frames hold.
+    pub bytes: u64,
+}
+
 /// The ports that packets of a burst leave by, as far as they are transmitted.
 #[derive(Clone, Copy)]
 pub(super) struct Exits {
     all: u8,
     any: u8,
+    bytes: u64,
 }
 
 impl Exits {
     pub const NONE: Self = Self {
         all: u8::MAX,
         any: 0,
+        bytes: 0,
     };
 
-    pub fn note(&mut self, verdict: Verdict) {
+    pub fn note(&mut self, verdict: Verdict, frame: &[u8]) {
         match verdict {
-            Verdict::Transmit(port) => self.add(port),
+            Verdict::Transmit(port) => self.add(port, frame.len() as u64),
             _ => self.none(),
         }
     }
@@ -45,15 +55,17 @@ impl Exits {
     }
 
     #[inline(always)]
-    fn add(&mut self, port: u8) {
+    fn add(&mut self, port: u8, bytes: u64) {
         self.all &= port;
         self.any |= port;
+        self.bytes += bytes;
     }
 
-    /// The port, where it is one for all.
+    /// The way out, where it is one for all.
     #[inline(always)]
-    pub fn only(self) -> Option<u8> {
-        (self.all == self.any).then_some(self.any)
+    pub fn only(self) -> Option<Exit> {
+        let (port, bytes) = (self.any, self.bytes);
+        (self.all == port).then_some(Exit { port, bytes })
     }
 }
 
@@ -109,7 +121,11 @@ impl Shard {
                     self.forward_translated::<A, F>(snapshot, now, rest, method, port)
                 }
             }
-            rest.transmit(begin, port, exits);
+            let bytes = match method {
+                ForwardMethod::Tunnel => rest.bytes(begin),
+                _ => rest.looks.bytes(begin..rest.at),
+            };
+            rest.transmit(begin, port, bytes, exits);
             last = Some((method, port));
         }
     }
@@ -227,7 +243,10 @@ impl Shard {
             let (begin, mut port) = (rest.at, None);
             self.return_by_one::<A, F>(snapshot, now, rest, &mut port);
             match port {
-                Some(port) if rest.at > begin => rest.transmit(begin, port, exits),
+                Some(port) if rest.at > begin => {
+                    let bytes = rest.looks.bytes(begin..rest.at);
+                    rest.transmit(begin, port, bytes, exits);
+                }
                 _ => break,
             }
         }
@@ -307,16 +326,22 @@ impl<F: Frame> Rest<'_, F> {
         self.at = at;
     }
 
-    /// Gives the verdict on those from `begin` on that are done with.
+    /// What the frames hold from `begin` on that are done with.
+    fn bytes(&self, begin: usize) -> u64 {
+        let frames = self.frames[begin..self.at].iter();
+        frames.map(|frame| frame.bytes().len() as u64).sum()
+    }
+
+    /// Gives the verdict on those from `begin` on that are done with, which hold so many bytes.
     #[inline(always)]
-    fn transmit(&mut self, begin: usize, port: u8, exits: &mut Exits) {
+    fn transmit(&mut self, begin: usize, port: u8, bytes: u64, exits: &mut Exits) {
         if begin < self.at {
             // Those behind get theirs later, and a fill of a known length is no loop.
             match begin == 0 {
                 true => self.verdicts.fill(Verdict::Transmit(port)),
                 false => self.verdicts[begin..self.at].fill(Verdict::Transmit(port)),
             }
-            exits.add(port);
+            exits.add(port, bytes);
         }
     }
 }

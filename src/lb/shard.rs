@@ -24,7 +24,7 @@ use super::owner::Ownership;
 use super::parse::{Packet, Parsed};
 use super::persistence::Templates;
 use super::schedule::{Place, SchedulerState};
-use super::settled::{Exits, Rest};
+use super::settled::{Exit, Exits, Rest};
 use super::snapshot::{BackendId, Snapshot};
 use super::table::{ConnTable, Slot};
 use super::tracked::{Tables, Tracked};
@@ -104,8 +104,8 @@ impl Shard {
     }
 
     /// Decides about up to [`MAX_BURST`] frames that arrived together, and rewrites those that go
-    /// on. `verdicts[i]` is frame i's; what else is to be sent goes to `outbox`. Returns the port
-    /// where all of them are to be transmitted by one, as they nearly always are.
+    /// on. `verdicts[i]` is frame i's; what else is to be sent goes to `outbox`. Returns the way
+    /// out where all of them are to be transmitted by one port, as they nearly always are.
     pub fn process<O: Outbox>(
         &mut self,
         snapshot: &Snapshot,
@@ -114,7 +114,7 @@ impl Shard {
         frames: &mut [O::Frame],
         verdicts: &mut [Verdict; MAX_BURST],
         outbox: &mut O,
-    ) -> Option<u8> {
+    ) -> Option<Exit> {
         self.arrival = arrival;
         self.smallest_mtu = snapshot.ports.iter().map(|p| p.mtu).min().unwrap_or(0);
         let burst = Burst::new(snapshot, arrival);
@@ -180,7 +180,7 @@ impl Shard {
                 let frame = &mut rest.frames[at];
                 let verdict = self.look_up(burst, now, frame, looks, at, outbox);
                 rest.verdicts[at] = verdict;
-                exits.note(verdict);
+                exits.note(verdict, frame.bytes());
                 rest.at += 1;
             }
         }

@@ -200,14 +200,20 @@ impl TxBuffer {
     /// does not take is freed and counted. Returns how many were sent.
     #[inline(always)]
     pub fn flush(&mut self) -> usize {
-        send(&mut self.queue, &mut self.waiting, &mut self.stats)
+        if self.waiting.is_empty() {
+            return 0;
+        }
+        let bytes = total(&self.waiting);
+        send(&mut self.queue, &mut self.waiting, bytes, &mut self.stats)
     }
 
-    /// Sends a whole batch at once, behind what waits, and leaves it empty; as [`TxBuffer::flush`].
+    /// Sends a whole batch at once, which holds so many bytes, behind what waits, and leaves it empty;
+    /// as [`TxBuffer::flush`].
     #[inline(always)]
-    pub fn send_all(&mut self, batch: &mut Batch) -> usize {
+    pub fn send_all(&mut self, batch: &mut Batch, bytes: u64) -> usize {
+        debug_assert_eq!(bytes, total(batch));
         self.flush();
-        send(&mut self.queue, batch, &mut self.stats)
+        send(&mut self.queue, batch, bytes, &mut self.stats)
     }
 
     /// Packets that wait for the next flush.
@@ -236,11 +242,7 @@ impl TxBuffer {
 
 /// Gives the driver a batch, and frees and counts what it does not take.
 #[inline(always)]
-fn send(queue: &mut Option<TxQueue>, batch: &mut Batch, stats: &mut TxStats) -> usize {
-    if batch.is_empty() {
-        return 0;
-    }
-    let bytes = total(batch);
+fn send(queue: &mut Option<TxQueue>, batch: &mut Batch, bytes: u64, stats: &mut TxStats) -> usize {
     let sent = queue.as_mut().map_or(0, |queue| queue.send(batch));
     stats.packets += sent as u64;
     stats.bytes += bytes;

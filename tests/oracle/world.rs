@@ -401,7 +401,7 @@ impl Run {
         let before = self.connections();
         let mut frames = [buffer];
         let mut verdicts = [Verdict::Pass(Pass::Resolve); MAX_BURST];
-        self.shard.process(
+        let exit = self.shard.process(
             &self.lab.snapshot,
             self.now,
             arrival,
@@ -409,6 +409,10 @@ impl Run {
             &mut verdicts,
             &mut self.beside,
         );
+        let length = frames[0].bytes().len() as u64;
+        let sent = exit.map(|exit| (Verdict::Transmit(exit.port), exit.bytes));
+        let decided = matches!(verdicts[0], Verdict::Transmit(_)).then_some((verdicts[0], length));
+        assert_eq!(sent, decided);
         let after = self.connections();
         let attached = (0..BACKENDS).find(|&n| before[n as usize] != after[n as usize]);
         let [frame] = frames;

@@ -56,7 +56,7 @@ fn carries(pool: &Mempool, tx: &mut TxBuffer, rx: &mut RxQueue) {
     for mark in 4..9 {
         assert!(batch.push(frame(pool, mark)).is_ok());
     }
-    assert_eq!(tx.send_all(&mut batch), 5);
+    assert_eq!(tx.send_all(&mut batch, 300), 5);
     assert!(batch.is_empty());
     tx.push(frame(pool, 9));
     tx.flush();

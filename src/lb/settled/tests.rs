@@ -52,14 +52,17 @@ impl World {
 
     /// Sends a burst; the port by which all of it leaves, if there is one.
     fn burst(&mut self, frames: &mut [MemoryFrame]) -> Option<u8> {
-        self.shard.process(
+        let exit = self.shard.process(
             &self.lab.snapshot,
             Now::from_nanos(1_000_000_000),
             Arrival::Port(0),
             frames,
             &mut self.verdicts,
             &mut TestOutbox::default(),
-        )
+        )?;
+        let bytes: usize = frames.iter().map(|frame| frame.bytes().len()).sum();
+        assert_eq!(exit.bytes, bytes as u64);
+        Some(exit.port)
     }
 
     fn received(&self, backend: usize) -> (u64, u64) {
