@@ -2,7 +2,6 @@
 //! Pure; a worker's own.
 
 use std::num::NonZeroU64;
-use std::ops::Range;
 
 use super::MAX_BURST;
 use super::parse::ETHERNET;
@@ -163,13 +162,12 @@ pub(super) struct Aim {
 }
 
 impl Looks {
-    /// What the frames of plain packets hold, whose padding is cut off: from their looks, which lie
-    /// side by side, as the frames do not.
+    /// What a burst of so many plain packets holds, whose padding is cut off: looks lie side by side, as
+    /// frames do not.
     #[inline(always)]
-    pub fn bytes(&self, burst: Range<usize>) -> u64 {
-        let headers = ETHERNET * burst.len();
-        let lengths = self.of[burst].iter().map(|look| u64::from(look.length()));
-        headers as u64 + lengths.sum::<u64>()
+    pub fn bytes(&self, count: usize) -> u64 {
+        let lengths = self.of[..count].iter().map(|look| u64::from(look.length()));
+        (ETHERNET * count) as u64 + lengths.sum::<u64>()
     }
 
     #[inline(always)]

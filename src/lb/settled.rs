@@ -32,19 +32,21 @@ pub struct Exit {
 pub(super) struct Exits {
     all: u8,
     any: u8,
-    bytes: u64,
+    /// Some frame may not be as long as its look says: it has grown, or was looked at by itself.
+    is_odd: bool,
 }
 
 impl Exits {
     pub const NONE: Self = Self {
         all: u8::MAX,
         any: 0,
-        bytes: 0,
+        is_odd: false,
     };
 
-    pub fn note(&mut self, verdict: Verdict, frame: &[u8]) {
+    pub fn note(&mut self, verdict: Verdict) {
+        self.is_odd = true;
         match verdict {
-            Verdict::Transmit(port) => self.add(port, frame.len() as u64),
+            Verdict::Transmit(port) => self.add(port),
             _ => self.none(),
         }
     }
@@ -55,17 +57,20 @@ impl Exits {
     }
 
     #[inline(always)]
-    fn add(&mut self, port: u8, bytes: u64) {
+    fn add(&mut self, port: u8) {
         self.all &= port;
         self.any |= port;
-        self.bytes += bytes;
     }
 
-    /// The way out, where it is one for all.
+    /// The way out of these frames, where it is one for all.
     #[inline(always)]
-    pub fn only(self) -> Option<Exit> {
-        let (port, bytes) = (self.any, self.bytes);
-        (self.all == port).then_some(Exit { port, bytes })
+    pub fn only<F: Frame>(self, frames: &[F], looks: &Looks) -> Option<Exit> {
+        let port = (self.all == self.any).then_some(self.any)?;
+        let bytes = match self.is_odd {
+            false => looks.bytes(frames.len()),
+            true => frames.iter().map(|frame| frame.bytes().len() as u64).sum(),
+        };
+        Some(Exit { port, bytes })
     }
 }
 
@@ -121,11 +126,8 @@ impl Shard {
                     self.forward_translated::<A, F>(snapshot, now, rest, method, port)
                 }
             }
-            let bytes = match method {
-                ForwardMethod::Tunnel => rest.bytes(begin),
-                _ => rest.looks.bytes(begin..rest.at),
-            };
-            rest.transmit(begin, port, bytes, exits);
+            rest.transmit(begin, port, exits);
+            exits.is_odd |= method == ForwardMethod::Tunnel;
             last = Some((method, port));
         }
     }
@@ -243,10 +245,7 @@ impl Shard {
             let (begin, mut port) = (rest.at, None);
             self.return_by_one::<A, F>(snapshot, now, rest, &mut port);
             match port {
-                Some(port) if rest.at > begin => {
-                    let bytes = rest.looks.bytes(begin..rest.at);
-                    rest.transmit(begin, port, bytes, exits);
-                }
+                Some(port) if rest.at > begin => rest.transmit(begin, port, exits),
                 _ => break,
             }
         }
@@ -326,22 +325,16 @@ impl<F: Frame> Rest<'_, F> {
         self.at = at;
     }
 
-    /// What the frames hold from `begin` on that are done with.
-    fn bytes(&self, begin: usize) -> u64 {
-        let frames = self.frames[begin..self.at].iter();
-        frames.map(|frame| frame.bytes().len() as u64).sum()
-    }
-
-    /// Gives the verdict on those from `begin` on that are done with, which hold so many bytes.
+    /// Gives the verdict on those from `begin` on that are done with.
     #[inline(always)]
-    fn transmit(&mut self, begin: usize, port: u8, bytes: u64, exits: &mut Exits) {
+    fn transmit(&mut self, begin: usize, port: u8, exits: &mut Exits) {
         if begin < self.at {
             // Those behind get theirs later, and a fill of a known length is no loop.
             match begin == 0 {
                 true => self.verdicts.fill(Verdict::Transmit(port)),
                 false => self.verdicts[begin..self.at].fill(Verdict::Transmit(port)),
             }
-            exits.add(port, bytes);
+            exits.add(port);
         }
     }
 }

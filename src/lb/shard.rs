@@ -134,8 +134,9 @@ impl Shard {
             }
         }
         let exits = self.third_pass(&burst, now, frames, &looks, verdicts, outbox);
+        let exit = exits.only(frames, &looks);
         self.looks = Some(looks);
-        exits.only()
+        exit
     }
 
     /// Third pass: runs of settled packets, and between them whatever else there is.
@@ -180,7 +181,7 @@ impl Shard {
                 let frame = &mut rest.frames[at];
                 let verdict = self.look_up(burst, now, frame, looks, at, outbox);
                 rest.verdicts[at] = verdict;
-                exits.note(verdict, frame.bytes());
+                exits.note(verdict);
                 rest.at += 1;
             }
         }
