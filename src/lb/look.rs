@@ -150,6 +150,42 @@ impl Aimed {
     }
 }
 
+/// What the packets of a burst can be, and so how it is found out which entry each one has. Types, so
+/// that each has a loop of its own and no packet costs a call.
+trait How {
+    fn aim<A: Tracked>(shard: &Shard, burst: &Burst, key: &FlowKey<A>) -> Aimed;
+}
+
+/// Requests that belong to this worker.
+struct Requests;
+
+/// Requests, some of which may belong to other workers.
+struct Owned;
+
+/// Requests and replies that belong to this worker.
+struct Sided;
+
+impl How for Requests {
+    #[inline(always)]
+    fn aim<A: Tracked>(shard: &Shard, burst: &Burst, key: &FlowKey<A>) -> Aimed {
+        shard.aim_request(burst, key)
+    }
+}
+
+impl How for Owned {
+    #[inline(always)]
+    fn aim<A: Tracked>(shard: &Shard, burst: &Burst, key: &FlowKey<A>) -> Aimed {
+        shard.aim_owned(burst, key)
+    }
+}
+
+impl How for Sided {
+    #[inline(always)]
+    fn aim<A: Tracked>(shard: &Shard, burst: &Burst, key: &FlowKey<A>) -> Aimed {
+        shard.aim_at(burst.snapshot.side(key), key)
+    }
+}
+
 struct SecondPass<'a> {
     shard: &'a Shard,
     looks: &'a mut Looks,
@@ -257,18 +293,11 @@ impl Shard {
             let done = if heard > 0 {
                 heard
             } else if burst.requests_alone {
-                self.aim_both(
-                    burst,
-                    frames,
-                    looks,
-                    at,
-                    Self::aim_request,
-                    Self::aim_request,
-                )
+                self.aim_both::<Requests, _>(burst, frames, looks, at)
             } else if burst.one_way_alone {
-                self.aim_both(burst, frames, looks, at, Self::aim_owned, Self::aim_owned)
+                self.aim_both::<Owned, _>(burst, frames, looks, at)
             } else if burst.port.is_none() {
-                self.aim_both(burst, frames, looks, at, Self::aim_sided, Self::aim_sided)
+                self.aim_both::<Sided, _>(burst, frames, looks, at)
             } else {
                 0
             };
@@ -320,40 +349,37 @@ impl Shard {
         done
     }
 
-    /// Where no packet needs a closer look than one of these functions takes: plain packets of IPv4
+    /// Where no packet needs a closer look than `H` takes: plain packets of IPv4
     /// from the first frame on, and of IPv6 behind them. Returns how many.
     #[inline(always)]
-    fn aim_both<F: Frame>(
+    fn aim_both<H: How, F: Frame>(
         &self,
         burst: &Burst,
         frames: &mut [F],
         looks: &mut Looks,
         at: usize,
-        aim_v4: impl Fn(&Self, &Burst, &FlowKey<Ipv4Addr>) -> Aimed,
-        aim_v6: impl Fn(&Self, &Burst, &FlowKey<Ipv6Addr>) -> Aimed,
     ) -> usize {
         // A port's NIC verifies checksums or it does not.
         let done = match frames.first().is_some_and(F::ip_checksum_verified) {
-            true => self.aim_run::<_, _, true>(burst, frames, looks, at, aim_v4),
-            false => self.aim_run::<_, _, false>(burst, frames, looks, at, aim_v4),
+            true => self.aim_run::<H, Ipv4Addr, F, true>(burst, frames, looks, at),
+            false => self.aim_run::<H, Ipv4Addr, F, false>(burst, frames, looks, at),
         };
         let (frames, at) = (&mut frames[done..], at + done);
         if frames.is_empty() {
             return done;
         }
-        done + self.aim_run::<_, _, false>(burst, frames, looks, at, aim_v6)
+        done + self.aim_run::<H, Ipv6Addr, F, false>(burst, frames, looks, at)
     }
 
     /// Plain packets of a family from the first frame on, up to the first that is anything else. With
     /// `VERIFIED`, that is also one whose checksum no NIC has verified. They lose their padding.
     #[inline(never)]
-    fn aim_run<A: Tracked, F: Frame, const VERIFIED: bool>(
+    fn aim_run<H: How, A: Tracked, F: Frame, const VERIFIED: bool>(
         &self,
         burst: &Burst,
         frames: &mut [F],
         looks: &mut Looks,
         at: usize,
-        aim: impl Fn(&Self, &Burst, &FlowKey<A>) -> Aimed,
     ) -> usize {
         let mut done = 0;
         let hashes = &mut looks.hashes[at..];
@@ -373,7 +399,7 @@ impl Shard {
                 }
                 frame.truncate(length);
             }
-            let aimed = aim(self, burst, &key);
+            let aimed = H::aim(self, burst, &key);
             (*look, *hash) = aimed.look(burst, A::REQUEST, &packet, frame);
             done += 1;
         }
@@ -403,12 +429,6 @@ impl Shard {
             elsewhere: (owner != self.worker).then_some(owner),
             ..self.aim_request(burst, key)
         }
-    }
-
-    /// A request or a reply that belongs to this worker.
-    #[inline(always)]
-    fn aim_sided<A: Tracked>(&self, burst: &Burst, key: &FlowKey<A>) -> Aimed {
-        self.aim_at(burst.snapshot.side(key), key)
     }
 
     /// Second pass: a request for each packet's entry.

@@ -7,7 +7,7 @@ use super::backends::Hop;
 use super::conn::{Conn, State, flag};
 use super::counters::BackendCounters;
 use super::flow::{Address, FlowKey};
-use super::forward::{Way, direct, translate, tunnel, write_macs};
+use super::forward::{direct, nat, server_end, tunnel, write_macs};
 use super::frame::Frame;
 use super::fullnat::{is_local_reply, local_end};
 use super::looks::{AHEAD, Kind, Look, Looks, Meets};
@@ -122,8 +122,11 @@ impl Shard {
                     self.forward_directly::<A, F>(snapshot, now, rest, port)
                 }
                 ForwardMethod::Tunnel => self.forward_wrapped::<A, F>(snapshot, now, rest, port),
-                ForwardMethod::Nat | ForwardMethod::FullNat => {
-                    self.forward_translated::<A, F>(snapshot, now, rest, method, port)
+                ForwardMethod::Nat => {
+                    self.forward_translated::<A, F, false>(snapshot, now, rest, port)
+                }
+                ForwardMethod::FullNat => {
+                    self.forward_translated::<A, F, true>(snapshot, now, rest, port)
                 }
             }
             rest.transmit(begin, port, exits);
@@ -202,16 +205,19 @@ impl Shard {
         })
     }
 
-    /// Those by NAT or by FullNAT.
+    /// Those by NAT, or by FullNAT.
     #[inline(never)]
-    fn forward_translated<A: Tracked, F: Frame>(
+    fn forward_translated<A: Tracked, F: Frame, const FULL: bool>(
         &mut self,
         snapshot: &Snapshot,
         now: Now,
         rest: &mut Rest<F>,
-        method: ForwardMethod,
         port: u8,
     ) {
+        let method = match FULL {
+            true => ForwardMethod::FullNat,
+            false => ForwardMethod::Nat,
+        };
         let run = self.run::<A>(snapshot, now);
         rest.run(A::REQUEST, run, |run, frame, seen| {
             let bytes = plain::<A>(frame.bytes_mut())?;
@@ -220,13 +226,14 @@ impl Shard {
             if !hop.is_by(method, port) {
                 return None;
             }
-            let way = Way {
-                backend: snapshot.backend(id)?,
-                hash: seen.hash,
-                local: local_end(snapshot, conn),
-            };
+            let server = server_end(snapshot.backend(id)?, conn.vip_port)?;
             // A packet that lives too short is refused before anything is written.
-            translate(bytes, &packet, &way, &hop.link).ok()?;
+            let rewritten = match FULL {
+                true => nat::rewrite_both(bytes, &packet, local_end(snapshot, conn)?, server),
+                false => nat::rewrite_destination(bytes, &packet, server),
+            };
+            rewritten.ok()?;
+            write_macs(bytes, &hop.link);
             run.count_in(id, seen.look);
             Some(())
         })

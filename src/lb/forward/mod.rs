@@ -25,6 +25,17 @@ pub(in crate::lb) fn backend_port(backend: &Backend, port: u16) -> u16 {
     }
 }
 
+/// The end of a NAT backend that serves what clients send to `port`; `None` where it is of another
+/// family.
+#[inline(always)]
+pub(in crate::lb) fn server_end<A: Address>(
+    backend: &Backend,
+    port: u16,
+) -> Option<nat::Endpoint<A>> {
+    let (address, port) = (A::from_ip(backend.address)?, backend_port(backend, port));
+    Some(nat::Endpoint { address, port })
+}
+
 /// How a client's packet reaches its backend.
 #[derive(Clone, Copy)]
 pub(in crate::lb) struct Way<'s, A> {
@@ -75,18 +86,15 @@ fn rewrite<A: Address, F: Frame>(
 
 /// Rewrites a packet by NAT or FullNAT.
 #[inline(always)]
-pub(in crate::lb) fn translate<A: Address>(
+fn translate<A: Address>(
     frame: &mut [u8],
     packet: &Packet<A>,
     way: &Way<A>,
     link: &Link,
 ) -> Result<(), DropReason> {
     let backend = way.backend;
-    let Some(address) = A::from_ip(backend.address) else {
-        return Err(DropReason::MalformedIp);
-    };
-    let port = backend_port(backend, packet.key.destination_port);
-    let destination = nat::Endpoint { address, port };
+    let server = server_end(backend, packet.key.destination_port);
+    let destination = server.ok_or(DropReason::MalformedIp)?;
     match (backend.method, way.local) {
         (ForwardMethod::FullNat, Some(local)) => {
             nat::rewrite_both(frame, packet, local, destination)?;
