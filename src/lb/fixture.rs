@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::conn::{Conn, State, Timeouts};
-use super::flow::protocol;
+use super::flow::{Address, protocol};
 use super::frame::MemoryFrame;
 use super::maglev::{Maglev, Member, SMALL_SIZE};
 use super::owner::{Ownership, Sides};
@@ -27,7 +27,12 @@ pub fn conn(client: &str, vip: &str) -> Conn<Ipv4Addr> {
             _ => panic!("not an IPv4 endpoint: {text}"),
         }
     };
-    let ((client, client_port), (vip, vip_port)) = (endpoint(client), endpoint(vip));
+    established(endpoint(client), endpoint(vip))
+}
+
+/// An established TCP connection of these two ends.
+pub fn established<A: Address>(client: (A, u16), vip: (A, u16)) -> Conn<A> {
+    let ((client, client_port), (vip, vip_port)) = (client, vip);
     Conn {
         client,
         vip,
@@ -43,7 +48,7 @@ pub fn conn(client: &str, vip: &str) -> Conn<Ipv4Addr> {
         local_port: 0,
         local_address: 0,
         local_index: 0,
-        pad: [],
+        pad: A::Pad::default(),
     }
 }
 

@@ -8,6 +8,7 @@ pub mod admit;
 pub mod answers;
 pub mod backends;
 pub mod bucket;
+mod burst;
 pub mod capture;
 pub mod checksum;
 mod choose;

@@ -6,9 +6,9 @@
 //! compute every owner, and note whether it is the one whose queue the packet came by. What is proven
 //! is still checked, now and then. Runs on workers; management draws the conclusions (`mgmt::rss`).
 
+use super::burst::Burst;
 use super::counters::Counter;
 use super::flow::{Address, FlowKey, protocol};
-use super::look::Burst;
 use super::looks::Kind;
 use super::owner::{Ownership, Side};
 use super::parse::Packet;

@@ -11,13 +11,13 @@ use std::sync::Arc;
 use crate::arch::{Cpu, Populate};
 
 use super::answers::{AnswerLimits, AnswerRates};
+use super::burst::Burst;
 use super::counters::{DropReason, WorkerCounters};
 use super::flow::{Address, FlowKey, Seed, endpoint_hash};
 use super::fragment::Fragments;
 use super::frame::{Frame, Note};
 use super::fullnat::LocalPorts;
 use super::guard::Guard;
-use super::look::Burst;
 use super::looks::{AHEAD, Aim, Kind, Look, Looks, Meets};
 use super::meet::{is_reply, is_request, uncount};
 use super::owner::Ownership;

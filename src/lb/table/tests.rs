@@ -1,8 +1,6 @@
 use super::*;
-use crate::lb::conn::State;
-use crate::lb::fixture;
-use crate::lb::flow::{Seed, endpoint_hash, fold, protocol};
-use crate::lb::snapshot::BackendId;
+use crate::lb::fixture::{self, established};
+use crate::lb::flow::{Seed, endpoint_hash, fold};
 use proptest::prelude::*;
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -110,23 +108,7 @@ fn reaches_its_promised_load_and_finds_everything() {
 
 /// A settled connection of a client's.
 fn from<A: Address>(client: A, client_port: u16) -> Conn<A> {
-    Conn {
-        client,
-        vip: A::UNSPECIFIED,
-        vip_port: 80,
-        client_port,
-        backend: BackendId(0),
-        last_seen: 0,
-        timeout: 60,
-        protocol: protocol::TCP,
-        state: State::Established,
-        flags: 0,
-        group: 0,
-        local_port: 0,
-        local_address: 0,
-        local_index: 0,
-        pad: A::Pad::default(),
-    }
+    established((client, client_port), (A::UNSPECIFIED, 80))
 }
 
 /// Clients come from neighbouring addresses and ports more often than not: whatever the seed, that must
