@@ -80,6 +80,12 @@ impl Backends {
         self.hops.get(id.0 as usize)
     }
 
+    /// By id.
+    #[inline(always)]
+    pub fn hops(&self) -> &[Hop] {
+        &self.hops
+    }
+
     /// Places, with the holes.
     pub fn len(&self) -> usize {
         self.all.len()

@@ -63,32 +63,32 @@ impl Meets {
 
 /// What the first two passes found out about a packet, beside its hash and slot: one word, which is
 /// written and read at once. From the lowest bits on: the [`super::conn::settling`] of the packet, its
-/// length, its kind and what it meets, in 8 bits each; the 16 above are another worker's.
+/// kind and what it meets in 8 bits each, 16 bits for another worker, and its length.
 #[derive(Clone, Copy)]
 pub(super) struct Look(u64);
 
 impl Look {
-    pub const UNUSUAL: Self = Self((Kind::Unusual as u64) << 32);
+    pub const UNUSUAL: Self = Self((Kind::Unusual as u64) << 16);
     pub const ELSEWHERE: Self =
-        Self((Kind::Elsewhere as u64) << 32 | (Meets::Elsewhere as u64) << 40);
+        Self((Kind::Elsewhere as u64) << 16 | (Meets::Elsewhere as u64) << 24);
 
     #[inline(always)]
     pub fn new(kind: Kind, meets: Meets, length: u16, settling: u16) -> Self {
-        let (kind, meets) = ((kind as u64) << 32, (meets as u64) << 40);
-        Self(meets | kind | u64::from(length) << 16 | u64::from(settling))
+        let (kind, meets) = ((kind as u64) << 16, (meets as u64) << 24);
+        Self(u64::from(length) << 48 | meets | kind | u64::from(settling))
     }
 
     /// For another worker, as of a snapshot's generation.
     #[inline(always)]
     pub fn told(self, generation: u64) -> Option<NonZeroU64> {
-        NonZeroU64::new(self.0 | generation << 48)
+        NonZeroU64::new(self.0 | u64::from(generation as u16) << 32)
     }
 
     /// What another worker told, if it looked with a snapshot of this generation: in another one, the
     /// same packet may be something else.
     #[inline(always)]
     pub fn heard(told: NonZeroU64, generation: u64) -> Option<Self> {
-        let same = (told.get() ^ generation << 48) >> 48 == 0;
+        let same = (told.get() >> 32) as u16 == generation as u16;
         same.then_some(Self(told.get()))
     }
 
@@ -100,28 +100,28 @@ impl Look {
     /// The IP packet's length.
     #[inline(always)]
     pub fn length(self) -> u16 {
-        (self.0 >> 16) as u16
+        (self.0 >> 48) as u16
     }
 
     #[inline(always)]
     pub fn is(self, kind: Kind) -> bool {
-        (self.0 >> 32) as u8 == kind as u8
+        self.0 as u32 & 0xff_0000 == (kind as u32) << 16
     }
 
     /// Of the same kind, and meets the same.
     #[inline(always)]
     pub fn is_like(self, other: Look) -> bool {
-        (self.0 >> 32) as u16 == (other.0 >> 32) as u16
+        (self.0 >> 16) as u16 == (other.0 >> 16) as u16
     }
 
     #[inline(always)]
     pub fn kind(self) -> Kind {
-        Kind::ALL[(self.0 >> 32) as usize % Kind::ALL.len()]
+        Kind::ALL[(self.0 >> 16) as usize % Kind::ALL.len()]
     }
 
     #[inline(always)]
     pub fn meets(self) -> Meets {
-        Meets::ALL[(self.0 >> 40) as usize % Meets::ALL.len()]
+        Meets::ALL[(self.0 >> 24) as usize % Meets::ALL.len()]
     }
 }
 

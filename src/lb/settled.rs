@@ -94,6 +94,8 @@ struct Seen {
 /// rest of it they stay in registers.
 struct Run<'s, A: Address> {
     table: &'s mut ConnTable<A>,
+    /// As many as there are counters: one look at a backend's id is enough.
+    hops: &'s [Hop],
     backends: &'s [BackendCounters],
     snapshot: &'s Snapshot,
     second: u32,
@@ -276,9 +278,12 @@ impl Shard {
 
     #[inline(always)]
     fn run<'s, A: Tracked>(&'s mut self, snapshot: &'s Snapshot, now: Now) -> Run<'s, A> {
+        let (hops, backends) = (snapshot.backends.hops(), &self.counters.backends);
+        let count = hops.len().min(backends.len());
         Run {
             table: A::table_mut(&mut self.tables),
-            backends: &self.counters.backends,
+            hops: &hops[..count],
+            backends: &backends[..count],
             snapshot,
             second: now.second,
         }
@@ -359,7 +364,7 @@ impl<'s, A: Address> Run<'s, A> {
         if conn.last_seen != self.second {
             renew(conn, self.second)?;
         }
-        let hop = self.snapshot.backends.hop(conn.backend)?;
+        let hop = self.hops.get(conn.backend.0 as usize)?;
         (look.length() <= hop.mtu).then_some((conn, hop))
     }
 
