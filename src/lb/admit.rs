@@ -4,13 +4,14 @@
 use super::choose::opens;
 use super::conn::{Conn, From, State, flag, next_state};
 use super::counters::DropReason;
-use super::flow::protocol;
+use super::flow::{FlowKey, protocol};
 use super::forward::nat;
 use super::forward::{Way, to_backend};
 use super::frame::{Frame, Note};
 use super::fullnat::local_end;
 use super::parse::{Packet, tcp};
 use super::persistence::{self, ASK, Key};
+use super::service_map::Found;
 use super::shard::Shard;
 use super::snapshot::{Backend, ForwardMethod, Service, Snapshot, Untracked};
 use super::table::{Full, Inserted};
@@ -18,7 +19,6 @@ use super::tracked::Tracked;
 use super::{Arrival, Now, Outbox, Pass, Verdict, icmp};
 
 impl Shard {
-    #[cold]
     #[inline(never)]
     pub(super) fn admit<A: Tracked, O: Outbox>(
         &mut self,
@@ -36,10 +36,7 @@ impl Shard {
         if key.source.is_invalid_source() || snapshot.own.contains(key.source.into()) {
             return Verdict::Drop(DropReason::BadSource);
         }
-        let found =
-            snapshot
-                .service_map
-                .find(key.protocol, key.destination.into(), key.destination_port);
+        let found = self.find_service(snapshot, key);
         let Some((found, service)) = found.and_then(|f| Some((f, snapshot.service(f.id)?))) else {
             self.ask_client(snapshot, now, frame, packet, outbox);
             return Verdict::Pass(Pass::Local);
@@ -129,7 +126,23 @@ impl Shard {
         verdict
     }
 
+    /// The service that a packet without an entry is for: mostly the same as that of the one before.
+    #[inline(always)]
+    fn find_service<A: Tracked>(&mut self, snapshot: &Snapshot, key: &FlowKey<A>) -> Option<Found> {
+        let asked = Asked::of(key);
+        if let Some((last, found)) = self.asked
+            && last == asked
+        {
+            return Some(found);
+        }
+        let map = &snapshot.service_map;
+        let found = map.find(key.protocol, key.destination.into(), key.destination_port);
+        self.asked = found.map(|found| (asked, found));
+        found
+    }
+
     /// What the guard makes of a packet without an entry.
+    #[inline(always)]
     fn flood<A: Tracked>(
         &mut self,
         snapshot: &Snapshot,
@@ -202,6 +215,7 @@ impl Shard {
     }
 
     /// Makes the entry of a new flow, and gives it a local port under FullNAT.
+    #[inline(always)]
     fn track<A: Tracked>(
         &mut self,
         snapshot: &Snapshot,
@@ -232,6 +246,7 @@ impl Shard {
         let moved = |conn: &Conn<A>, slot| ports.settled(conn, slot);
         match A::table_mut(&mut self.tables).insert(hash, conn, moved) {
             Ok(inserted) => {
+                self.opened.add(hash);
                 self.settle(&conn, &inserted, now);
                 self.count_new(&conn);
             }
@@ -252,6 +267,7 @@ impl Shard {
     }
 
     /// What an insert evicted is made good.
+    #[inline(always)]
     fn settle<A: Tracked>(&mut self, conn: &Conn<A>, inserted: &Inserted<A>, now: Now) {
         if let Some(evicted) = inserted.evicted {
             self.counters.evicted.add(1);
@@ -260,6 +276,7 @@ impl Shard {
         self.local_ports.settled(conn, inserted.slot);
     }
 
+    #[inline(always)]
     fn count_new<A: Tracked>(&self, conn: &Conn<A>) {
         self.counters.new_connections.add(1);
         if let Some(backend) = self.counters.backends.get(conn.backend.0 as usize) {
@@ -271,6 +288,40 @@ impl Shard {
             };
             gauge.add(1);
         }
+    }
+}
+
+/// Where a packet goes: address, port, protocol, and the length of its family's header.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Asked(u64, u64, u64);
+
+impl Asked {
+    #[inline(always)]
+    fn of<A: Tracked>(key: &FlowKey<A>) -> Self {
+        let (high, low) = key.destination.words();
+        let port = u64::from(key.destination_port) << 16 | u64::from(key.protocol) << 8;
+        Self(high, low, port | A::HEADER as u64)
+    }
+}
+
+/// Which keys got an entry since the second pass looked: a bit for each, and perhaps for others.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Opened([u64; 4]);
+
+impl Opened {
+    #[inline(always)]
+    fn add(&mut self, hash: u64) {
+        self.0[(hash >> 62) as usize] |= Self::bit(hash);
+    }
+
+    #[inline(always)]
+    pub fn may_have(&self, hash: u64) -> bool {
+        self.0[(hash >> 62) as usize] & Self::bit(hash) != 0
+    }
+
+    #[inline(always)]
+    fn bit(hash: u64) -> u64 {
+        1 << (hash >> 56 & 63)
     }
 }
 
@@ -286,12 +337,14 @@ pub(super) enum Flood {
 }
 
 /// Whether this packet is scheduled for itself alone. FullNAT needs its entry for the answer.
+#[inline(always)]
 fn is_one_packet<A: Tracked>(service: &Service, packet: &Packet<A>) -> bool {
     service.one_packet
         && packet.key.protocol == protocol::UDP
         && service.method != ForwardMethod::FullNat
 }
 
+#[inline(always)]
 fn new_conn<A: Tracked>(
     service: &Service,
     backend: &Backend,

@@ -168,6 +168,7 @@ impl Shard {
 }
 
 /// Whether the backend's replies to this flow would look like no other flow's.
+#[inline(always)]
 fn is_distinct<A: Tracked>(
     table: &ConnTable<A>,
     snapshot: &Snapshot,
@@ -177,9 +178,17 @@ fn is_distinct<A: Tracked>(
     backend: &Backend,
 ) -> bool {
     // Under FullNAT no two flows share a local port toward one backend.
-    if service.method != ForwardMethod::Nat {
-        return true;
-    }
+    service.method != ForwardMethod::Nat || has_no_twin(table, snapshot, packet, hash, backend)
+}
+
+#[inline(never)]
+fn has_no_twin<A: Tracked>(
+    table: &ConnTable<A>,
+    snapshot: &Snapshot,
+    packet: &Packet<A>,
+    hash: u64,
+    backend: &Backend,
+) -> bool {
     let port = backend_port(backend, packet.key.destination_port);
     let Some(address) = A::from_ip(backend.address) else {
         return false;

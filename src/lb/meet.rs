@@ -20,6 +20,7 @@ use super::{Now, Outbox, Verdict, mtu};
 
 impl Shard {
     /// A TCP or UDP packet meets its connection.
+    #[inline(always)]
     pub(super) fn meet<A: Tracked, O: Outbox>(
         &mut self,
         snapshot: &Snapshot,
@@ -52,15 +53,21 @@ impl Shard {
         let seen = table.try_get(slot).filter(|conn| conn.state != State::None);
         let found = match seen.is_some_and(is_it) {
             true => Some(slot),
+            false if slot == Slot::ABSENT && !self.opened.may_have(hash) => None,
             false => table.find(hash, is_it),
         };
-        match found {
-            Some(slot) => self.client_packet(snapshot, now, frame, packet, slot, hash, outbox),
-            None => self.admit(snapshot, now, frame, packet, hash, outbox),
+        if let Some(slot) = found
+            && let Some(verdict) =
+                self.client_packet(snapshot, now, frame, packet, slot, hash, outbox)
+        {
+            return verdict;
         }
+        self.admit(snapshot, now, frame, packet, hash, outbox)
     }
 
-    /// A client's packet of a tracked flow.
+    /// A client's packet of a tracked flow; `None` where the connection was over and is forgotten now,
+    /// so that the packet is judged as if there had been none.
+    #[inline(always)]
     #[allow(clippy::too_many_arguments)]
     fn client_packet<A: Tracked, O: Outbox>(
         &mut self,
@@ -71,24 +78,26 @@ impl Shard {
         slot: Slot,
         hash: u64,
         outbox: &mut O,
-    ) -> Verdict {
+    ) -> Option<Verdict> {
         let conn = A::table_mut(&mut self.tables).get_mut(slot);
         let Some(backend) = snapshot.backend(conn.backend) else {
-            return self.orphaned(snapshot, now, frame, packet, slot, hash, outbox);
+            return Some(self.orphaned(snapshot, now, frame, packet, slot, hash, outbox));
         };
         if conn.is_expired(now.second) {
             self.counters.expired.add(1);
-            return self.renew(snapshot, now, frame, packet, slot, hash, outbox);
+            self.forget::<A>(slot, now);
+            return None;
         }
         if backend.state == BackendState::Removed {
-            return self.orphaned(snapshot, now, frame, packet, slot, hash, outbox);
+            return Some(self.orphaned(snapshot, now, frame, packet, slot, hash, outbox));
         }
         if !is_settled(conn, packet.tcp_flags) {
             let half = !conn.has(flag::TWO_WAY);
             if packet.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN
                 && conn.state.is_over(half)
             {
-                return self.renew(snapshot, now, frame, packet, slot, hash, outbox);
+                self.forget::<A>(slot, now);
+                return None;
             }
             self.step(snapshot, slot, From::Client, packet);
             self.clamp(snapshot, backend, frame.bytes_mut(), packet);
@@ -100,7 +109,7 @@ impl Shard {
             hash,
             local: local_end(snapshot, conn),
         };
-        self.send_to_backend(snapshot, now, frame, packet, way, outbox)
+        Some(self.send_to_backend(snapshot, now, frame, packet, way, outbox))
     }
 
     fn send_to_backend<A: Tracked, O: Outbox>(
@@ -222,8 +231,7 @@ impl Shard {
     }
 
     /// Lowers the segment size a SYN announces, where the service asks for it.
-    #[cold]
-    #[inline(never)]
+    #[inline(always)]
     pub(super) fn clamp<A: Address>(
         &self,
         snapshot: &Snapshot,
@@ -231,10 +239,8 @@ impl Shard {
         frame: &mut [u8],
         packet: &Packet<A>,
     ) {
-        if !mtu::opens(packet) {
-            return;
-        }
-        if let Some(service) = snapshot.service(backend.service)
+        if mtu::opens(packet)
+            && let Some(service) = snapshot.service(backend.service)
             && service.mss_clamp != 0
         {
             mtu::clamp_mss(frame, packet, service.mss_clamp);
@@ -292,6 +298,7 @@ impl Shard {
     }
 
     /// Removes a connection and takes it off its backend's count.
+    #[inline(always)]
     pub(super) fn forget<A: Tracked>(&mut self, slot: Slot, now: Now) {
         let conn = A::table_mut(&mut self.tables).remove(slot);
         self.let_go(&conn, now);
@@ -301,24 +308,6 @@ impl Shard {
     pub(super) fn let_go<A: Address>(&mut self, conn: &Conn<A>, now: Now) {
         uncount(&self.counters, conn);
         self.local_ports.release(conn, now.second);
-    }
-
-    /// A connection is over: the packet is judged as if there were none.
-    #[cold]
-    #[inline(never)]
-    #[allow(clippy::too_many_arguments)]
-    fn renew<A: Tracked, O: Outbox>(
-        &mut self,
-        snapshot: &Snapshot,
-        now: Now,
-        frame: &mut O::Frame,
-        packet: &Packet<A>,
-        slot: Slot,
-        hash: u64,
-        outbox: &mut O,
-    ) -> Verdict {
-        self.forget::<A>(slot, now);
-        self.admit(snapshot, now, frame, packet, hash, outbox)
     }
 }
 

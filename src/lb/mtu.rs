@@ -147,6 +147,7 @@ pub fn clamp_mss<A: Address>(frame: &mut [u8], packet: &Packet<A>, limit: u16) {
 }
 
 /// Whether a packet is a TCP segment that announces options of its connection.
+#[inline(always)]
 pub fn opens<A: Address>(packet: &Packet<A>) -> bool {
     packet.key.protocol == protocol::TCP && packet.tcp_flags & super::parse::tcp::SYN != 0
 }

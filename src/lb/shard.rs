@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use crate::arch::{Cpu, Populate};
 
+use super::admit::{Asked, Opened};
 use super::answers::{AnswerLimits, AnswerRates};
 use super::burst::Burst;
 use super::counters::{DropReason, WorkerCounters};
@@ -24,6 +25,7 @@ use super::owner::Ownership;
 use super::parse::{Packet, Parsed};
 use super::persistence::Templates;
 use super::schedule::{Place, SchedulerState};
+use super::service_map::Found;
 use super::settled::{Exit, Exits, Rest};
 use super::snapshot::{BackendId, Snapshot};
 use super::table::{ConnTable, Slot};
@@ -55,6 +57,10 @@ pub struct Shard {
     pub(super) templates: Templates,
     /// The backend that [`super::admit`] chose last.
     pub(super) scheduled: Option<BackendId>,
+    /// What the last packet of the burst in hand that had no entry asked for, and the service.
+    pub(super) asked: Option<(Asked, Found)>,
+    /// The flows that this burst has opened so far.
+    pub(super) opened: Opened,
     /// Of the burst in hand: where it came in, and the smallest MTU of all ports.
     pub(super) arrival: Arrival,
     pub(super) smallest_mtu: u16,
@@ -95,6 +101,8 @@ impl Shard {
             guard: Guard::default(),
             templates: Templates::new((size.connections_v4 / 4).clamp(1024, 1 << 18))?,
             scheduled: None,
+            asked: None,
+            opened: Opened::default(),
             arrival: Arrival::HandOff,
             smallest_mtu: 0,
             bursts: 0,
@@ -115,6 +123,7 @@ impl Shard {
         verdicts: &mut [Verdict; MAX_BURST],
         outbox: &mut O,
     ) -> Option<Exit> {
+        (self.asked, self.opened) = (None, Opened::default());
         self.arrival = arrival;
         self.smallest_mtu = snapshot.ports.iter().map(|p| p.mtu).min().unwrap_or(0);
         let burst = Burst::new(snapshot, arrival);

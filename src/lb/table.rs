@@ -31,6 +31,8 @@ pub struct Slot(u32);
 impl Slot {
     /// No slot of any table.
     pub const NONE: Slot = Slot(u32::MAX);
+    /// Nor is there one: when the second pass looked, neither bucket held the key's tag.
+    pub const ABSENT: Slot = Slot(u32::MAX - 1);
 
     /// The slot of this index, as [`Slot::index`] gave it.
     #[inline(always)]
@@ -162,7 +164,7 @@ impl<A: Address> ConnTable<A> {
         if let Some(free) = self.free_slot(first.bucket()) {
             prefetch_index(&self.conns, free.index());
         }
-        Slot::NONE
+        Slot::ABSENT
     }
 
     /// Asks for an entry whose slot is known.

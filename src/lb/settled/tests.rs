@@ -1,13 +1,16 @@
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::lb::counters::{DropReason, WorkerCounters};
 use crate::lb::fixture::{Lab, TestOutbox, VIP, VIP6, backend_mac, tcp4, udp4, udp6};
-use crate::lb::flow::Seed;
+use crate::lb::flow::{Seed, protocol};
 use crate::lb::frame::{Frame, MemoryFrame};
 use crate::lb::parse::tcp;
-use crate::lb::route::Link;
+use crate::lb::route::{Link, Prefix};
+use crate::lb::service_map::{Listen, ServiceMap};
 use crate::lb::shard::{Shard, ShardSize};
-use crate::lb::snapshot::{ForwardMethod, Scheduler};
+use crate::lb::snapshot::{BackendId, ForwardMethod, Scheduler, ServiceId};
+use crate::lb::weights::Weights;
 use crate::lb::{Arrival, MAX_BURST, Now, Pass, Verdict};
 
 /// Any numbers without a pattern.
@@ -39,7 +42,7 @@ impl World {
         let size = ShardSize {
             connections_v4: connections,
             connections_v6: 100,
-            services: 1,
+            services: 2,
         };
         let shard = Shard::new(size, SEED, 0, 1, counters.clone()).expect("memory");
         Self {
@@ -164,6 +167,99 @@ fn methods_may_change_from_packet_to_packet() {
     for backend in 0..3 {
         assert_eq!(world.received(backend), (6, 6 * 48));
     }
+}
+
+/// Whether it has an entry is asked once more, where the second pass saw none.
+#[test]
+fn packets_of_one_new_flow_in_one_burst_open_it_once() {
+    for flows in [1, 7, MAX_BURST as u16 / 2] {
+        let mut world = World::new(&[ForwardMethod::DirectRouting; 2]);
+        let mut frames: Vec<_> = (0..MAX_BURST as u16).map(|n| udp(n % flows)).collect();
+        assert_eq!(world.burst(&mut frames), Some(0));
+        let opened = world.counters.new_connections.get();
+        assert_eq!(
+            (opened, world.shard.tables.v4.len()),
+            (u64::from(flows), usize::from(flows))
+        );
+        let flow = usize::from(flows);
+        for (n, frame) in frames.iter().enumerate() {
+            let first = &frames[n % flow];
+            assert_eq!(
+                frame.bytes()[..6],
+                first.bytes()[..6],
+                "packet {n} of {flows} flows"
+            );
+        }
+    }
+}
+
+#[test]
+fn new_flows_of_several_services_may_come_in_one_burst() {
+    let mut world = World::new(&[ForwardMethod::DirectRouting; 2]);
+    let backends = world.lab.snapshot.backends.clone();
+    let service = |id: u32| {
+        let mut service = world
+            .lab
+            .snapshot
+            .service(ServiceId(0))
+            .map(|s| (**s).clone());
+        if let Some(service) = &mut service {
+            (service.id, service.backends) = (ServiceId(id), [BackendId(id)].into());
+            service.weights = Arc::new(Weights::of(&service.backends, &backends));
+        }
+        service.map(Arc::new)
+    };
+    let services = [service(0), service(1)].into_iter().collect();
+    world.lab.snapshot.services = services;
+    let listens = |world: &mut World, ids: [u32; 2]| {
+        let listens = [80, 81]
+            .into_iter()
+            .zip(ids.map(ServiceId))
+            .map(|(port, id)| {
+                let prefix = Prefix::new(IpAddr::from([192, 0, 2, 80]), 32);
+                let listen = Listen {
+                    protocol: protocol::UDP,
+                    prefix,
+                    first_port: port,
+                    last_port: port,
+                };
+                (listen, id)
+            });
+        world.lab.snapshot.service_map = Arc::new(ServiceMap::new(listens));
+    };
+    let to = |client: u16, port: u16| {
+        let from = format!("10.0.0.1:{client}");
+        MemoryFrame::new(&udp4(&from, &format!("192.0.2.80:{port}")).frame())
+    };
+    // The backend of each new flow, in the order in which the burst's packets come.
+    let mut clients = 1..;
+    let mut met = |world: &mut World, ports: &[u16]| {
+        let mut frames: Vec<_> = ports
+            .iter()
+            .zip(&mut clients)
+            .map(|(&port, n)| to(n, port))
+            .collect();
+        world.burst(&mut frames);
+        let met = frames
+            .iter()
+            .zip(&world.verdicts)
+            .map(|(frame, verdict)| match verdict {
+                Verdict::Transmit(0) => (0..2).find(|&n| frame.bytes()[..6] == backend_mac(n)),
+                verdict => {
+                    assert_eq!(*verdict, Verdict::Pass(Pass::Local));
+                    None
+                }
+            });
+        met.collect::<Vec<_>>()
+    };
+    let ports = [80, 80, 81, 81, 80, 82, 80, 82, 81];
+    let (web, other, nobody) = (Some(0), Some(1), None);
+    listens(&mut world, [0, 1]);
+    let wanted = [web, web, other, other, web, nobody, web, nobody, other];
+    assert_eq!(met(&mut world, &ports), wanted);
+    // What was found for one burst says nothing about the next.
+    listens(&mut world, [1, 0]);
+    assert_eq!(met(&mut world, &[81, 80]), [web, other]);
 }
 
 #[test]

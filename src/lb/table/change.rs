@@ -11,6 +11,7 @@ impl<A: Address> ConnTable<A> {
     /// is none with its key. When both its buckets are full and nothing can move, the embryonic
     /// entry among them that was seen longest ago makes room; established flows never do. Entries
     /// that had to move are handed to `moved`, with where they are now.
+    #[inline(always)]
     pub fn insert(
         &mut self,
         hash: u64,
@@ -178,6 +179,7 @@ impl<A: Address> ConnTable<A> {
 
     /// The oldest embryonic entry of a key's buckets, as seen from when `new` is made. Of those that
     /// are equally old any, but not always the same: what came last must not be the next to go.
+    #[inline(never)]
     fn oldest_embryonic(&self, hash: u64, new: &Conn<A>) -> Option<Slot> {
         let eighths = |conn: &Conn<A>| {
             let eighth = u32::from((conn.flags & flag::EIGHTH) / 32);
@@ -194,6 +196,7 @@ impl<A: Address> ConnTable<A> {
     }
 
     /// Takes an entry out and returns it.
+    #[inline(always)]
     pub fn remove(&mut self, slot: Slot) -> Conn<A> {
         self.tags[slot.bucket()].0[slot.way()] = 0;
         self.length -= 1;

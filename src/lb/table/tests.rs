@@ -211,7 +211,7 @@ fn the_second_pass_leaves_the_entry_or_none() {
         let left = left_by_passes(&table, hash);
         match (there, found) {
             ((0, 0), None) => {
-                assert_eq!(left, Slot::NONE);
+                assert_eq!(left, Slot::ABSENT);
                 assert_eq!(table.try_get(left), None);
                 in_none += 1;
             }
