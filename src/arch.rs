@@ -5,12 +5,30 @@
 
 use std::ops::{Deref, DerefMut};
 
-/// The tags of a bucket: a cache line.
+/// The tags of a bucket's ways: a cache line. They lie in the order in which AVX2 packs the results of
+/// comparing them, so that no result has to be put in order.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-pub struct TagLine(pub [u16; 32]);
+pub struct TagLine([u16; 32]);
 
-/// A bit for each of the 32 tags of a line that equals `tag`; bit 0 is the first.
+impl TagLine {
+    /// Where the tag of a way lies, and the way of what lies there: the middle quarters are exchanged.
+    const fn place(way: usize) -> usize {
+        way & 7 | (way & 8) << 1 | (way & 16) >> 1
+    }
+
+    #[inline(always)]
+    pub fn of(&self, way: usize) -> u16 {
+        self.0[Self::place(way)]
+    }
+
+    #[inline(always)]
+    pub fn set(&mut self, way: usize, tag: u16) {
+        self.0[Self::place(way)] = tag;
+    }
+}
+
+/// A bit for each of the 32 ways whose tag equals `tag`; bit 0 is the first.
 #[inline(always)]
 pub fn match_tags(line: &TagLine, tag: u16) -> u32 {
     #[cfg(target_arch = "x86_64")]
@@ -22,8 +40,8 @@ pub fn match_tags(line: &TagLine, tag: u16) -> u32 {
         unsafe {
             let wanted = _mm_set1_epi16(tag.cast_signed());
             let equal = |i: usize| _mm_cmpeq_epi16(_mm_load_si128(pointer.add(i)), wanted);
-            let low = _mm_movemask_epi8(_mm_packs_epi16(equal(0), equal(1))).cast_unsigned();
-            let high = _mm_movemask_epi8(_mm_packs_epi16(equal(2), equal(3))).cast_unsigned();
+            let low = _mm_movemask_epi8(_mm_packs_epi16(equal(0), equal(2))).cast_unsigned();
+            let high = _mm_movemask_epi8(_mm_packs_epi16(equal(1), equal(3))).cast_unsigned();
             low | high << 16
         }
     }
@@ -34,10 +52,7 @@ pub fn match_tags(line: &TagLine, tag: u16) -> u32 {
 /// What [`match_tags`] computes, in plain code: the definition its tests compare with.
 #[cfg(any(test, not(target_arch = "x86_64")))]
 fn match_tags_portable(line: &TagLine, tag: u16) -> u32 {
-    line.0
-        .iter()
-        .enumerate()
-        .fold(0, |mask, (i, &t)| mask | u32::from(t == tag) << i)
+    (0..32).fold(0, |mask, way| mask | u32::from(line.of(way) == tag) << way)
 }
 
 /// What a CPU has beyond the instructions that everything is compiled for.
@@ -134,9 +149,7 @@ mod newer {
             _mm256_cmpeq_epi16(first, wanted),
             _mm256_cmpeq_epi16(second, wanted),
         );
-        // Packing goes by halves of the registers: their order is put right.
-        let ordered = _mm256_permute4x64_epi64::<0b11_01_10_00>(both);
-        _mm256_movemask_epi8(ordered).cast_unsigned()
+        _mm256_movemask_epi8(both).cast_unsigned()
     }
 }
 
@@ -326,8 +339,11 @@ mod tests {
     #[test]
     fn tags_match_as_the_portable_definition_says_on_every_cpu() {
         let mut line = TagLine([0; 32]);
-        for (i, tag) in line.0.iter_mut().enumerate() {
-            *tag = [0, 1, 0x7fff, 0x8000, 0xffff, 0x00ff, 0xff00][i * 5 % 7];
+        for way in 0..32 {
+            line.set(
+                way,
+                [0, 1, 0x7fff, 0x8000, 0xffff, 0x00ff, 0xff00][way * 5 % 7],
+            );
         }
         for tag in [0, 1, 2, 0x7fff, 0x8000, 0xffff, 0x00ff, 0xff00] {
             let wanted = match_tags_portable(&line, tag);

@@ -176,7 +176,8 @@ pub(super) fn fold(a: u64, b: u64) -> u64 {
 }
 
 /// The hash of a client's endpoint: protocol, address and port. Requests and replies of a flow
-/// both know these three, so both directions probe the same bucket (DESIGN decision 3).
+/// both know these three, so both directions probe the same bucket (DESIGN decision 3). The lowest bit is
+/// always set: a table's tags are the 16 lowest, and 0 is a free entry's.
 #[inline(always)]
 pub fn endpoint_hash<A: Address>(seed: &Seed, protocol: u8, address: A, port: u16) -> u64 {
     // As they stand in a packet, whose bytes need not be swapped then.
@@ -191,7 +192,7 @@ pub fn endpoint_hash<A: Address>(seed: &Seed, protocol: u8, address: A, port: u1
     };
     // Neighbouring numbers, multiplied once, lie at equal distances, which one seed in thirty makes fit the
     // size of a table so badly that it is full before it is.
-    hash.wrapping_mul(seed.0[2])
+    hash.wrapping_mul(seed.0[2]) | 1
 }
 
 #[cfg(test)]
@@ -210,6 +211,7 @@ mod tests {
             for host in 0..1024u32 {
                 let address = Ipv4Addr::from_bits(0x0a00_0000 + host);
                 let hash = endpoint_hash(&seed, protocol::TCP, address, 1024 + port);
+                assert_eq!(hash & 1, 1, "no entry's tag is a free one's");
                 buckets[((u128::from(hash) * 1024) >> 64) as usize] += 1;
             }
         }

@@ -263,7 +263,7 @@ impl<A: Address> ConnTable<A> {
             .filter(|&b| b < self.buckets())
             .flat_map(move |bucket| {
                 (0..WAYS)
-                    .filter(move |&way| self.tags[bucket].0[way] != 0)
+                    .filter(move |&way| self.tags[bucket].of(way) != 0)
                     .map(move |way| {
                         let slot = Slot((bucket * WAYS + way) as u32);
                         (slot, self.get(slot))

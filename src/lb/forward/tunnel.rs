@@ -73,7 +73,7 @@ pub fn forward<A: Address, F: Frame>(
     if ttl::<A>(&frame.bytes()[l3..]) <= 1 {
         return Err(DropReason::TtlExpired);
     }
-    let spread = hash as u32 & backend.outer_spread;
+    let spread = (hash >> 16) as u32 & backend.outer_spread;
     match (backend.outer_source, backend.address) {
         (IpAddr::V4(source), IpAddr::V4(to)) => {
             let (outer, inner) = wrap::<A, Ipv4Addr, F>(frame, l3, link, 0x0800)?;
@@ -141,8 +141,8 @@ fn outer_v6(ip: &mut [u8], inner: &Inner, hash: u64, source: Ipv6Addr, backend: 
     let class = inner.traffic_class;
     header[0] = 0x60 | class >> 4;
     // The flow label (RFC 6438) is the low 20 bits of the first word.
-    header[1] = class << 4 | (hash >> 16) as u8 & 0x0f;
-    write_u16(header, 2, hash as u16);
+    header[1] = class << 4 | (hash >> 32) as u8 & 0x0f;
+    write_u16(header, 2, (hash >> 16) as u16);
     write_u16(header, 4, inner.length);
     header[6] = inner.protocol;
     header[7] = inner.ttl;

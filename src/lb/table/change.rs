@@ -24,9 +24,10 @@ impl<A: Address> ConnTable<A> {
         if self.length * 2 >= self.buckets() * WAYS {
             self.grow(&mut moved);
         }
+        let mut evicted = None;
         let mut slot = self.free(hash);
         if slot.is_none() && self.is_crowded() {
-            slot = self.oldest_embryonic(hash, &conn);
+            slot = self.evict(hash, &conn, &mut evicted);
         }
         if slot.is_none() {
             slot = self.room(hash, &mut moved);
@@ -37,10 +38,8 @@ impl<A: Address> ConnTable<A> {
             }
             slot = self.room(hash, &mut moved);
         }
-        let slot = slot.or_else(|| self.oldest_embryonic(hash, &conn));
+        let slot = slot.or_else(|| self.evict(hash, &conn, &mut evicted));
         let slot = slot.ok_or(Full)?;
-        let is_taken = self.tags[slot.bucket()].0[slot.way()] != 0;
-        let evicted = is_taken.then(|| self.remove(slot));
         self.put(slot, tag(hash), conn);
         Ok(Inserted { slot, evicted })
     }
@@ -80,7 +79,7 @@ impl<A: Address> ConnTable<A> {
             let (from, to) = (from as usize, to as usize);
             for way in 0..WAYS {
                 let slot = Slot((from * WAYS + way) as u32);
-                let tag = self.tags[from].0[way];
+                let tag = self.tags[from].of(way);
                 if tag == 0 {
                     continue;
                 }
@@ -125,7 +124,7 @@ impl<A: Address> ConnTable<A> {
         }
         for (from, to) in (0..lanes).map(places) {
             for way in 0..WAYS {
-                let tag = self.tags[from].0[way];
+                let tag = self.tags[from].of(way);
                 if tag != 0
                     && let Some(slot) = self.free_slot(to)
                 {
@@ -153,7 +152,7 @@ impl<A: Address> ConnTable<A> {
 
     #[inline(always)]
     fn put(&mut self, slot: Slot, tag: u16, conn: Conn<A>) {
-        self.tags[slot.bucket()].0[slot.way()] = tag;
+        self.tags[slot.bucket()].set(slot.way(), tag);
         self.conns[slot.index()] = conn;
         self.length += 1;
     }
@@ -177,9 +176,17 @@ impl<A: Address> ConnTable<A> {
         None
     }
 
+    /// The slot of the oldest embryonic entry of a key's buckets, which goes.
+    #[cold]
+    #[inline(never)]
+    fn evict(&mut self, hash: u64, new: &Conn<A>, evicted: &mut Option<Conn<A>>) -> Option<Slot> {
+        let slot = self.oldest_embryonic(hash, new)?;
+        *evicted = Some(self.remove(slot));
+        Some(slot)
+    }
+
     /// The oldest embryonic entry of a key's buckets, as seen from when `new` is made. Of those that
     /// are equally old any, but not always the same: what came last must not be the next to go.
-    #[inline(never)]
     fn oldest_embryonic(&self, hash: u64, new: &Conn<A>) -> Option<Slot> {
         let eighths = |conn: &Conn<A>| {
             let eighth = u32::from((conn.flags & flag::EIGHTH) / 32);
@@ -198,7 +205,7 @@ impl<A: Address> ConnTable<A> {
     /// Takes an entry out and returns it.
     #[inline(always)]
     pub fn remove(&mut self, slot: Slot) -> Conn<A> {
-        self.tags[slot.bucket()].0[slot.way()] = 0;
+        self.tags[slot.bucket()].set(slot.way(), 0);
         self.length -= 1;
         let conn = *self.get(slot);
         let left = self.get_mut(slot);

