@@ -305,7 +305,7 @@ impl Shard {
             };
             let (key, length) = (packet.key, ETHERNET + usize::from(packet.length));
             if length != bytes.len() {
-                if length > bytes.len() {
+                if !packet.fits(bytes) {
                     break;
                 }
                 frame.truncate(length);

@@ -139,18 +139,14 @@ impl<A: Address> Packet<A> {
 
     #[inline(always)]
     fn udp(frame: &[u8], length: usize) -> Option<Self> {
-        if length < A::HEADER + 8 {
-            return None;
-        }
+        let frame = frame.get(..Self::PLAIN_L4 + 8)?;
         Self::with(frame, protocol::UDP, u16::try_from(length).ok()?, 0)
     }
 
     #[inline(always)]
     fn tcp(frame: &[u8], length: usize) -> Option<Self> {
-        if length < A::HEADER + 20 {
-            return None;
-        }
-        let flags = *frame.get(Self::PLAIN_L4 + 13)?;
+        let frame = frame.get(..Self::PLAIN_L4 + 20)?;
+        let flags = frame[Self::PLAIN_L4 + 13];
         Self::with(frame, protocol::TCP, u16::try_from(length).ok()?, flags)
     }
 }
@@ -175,7 +171,7 @@ impl Fixed {
 
     #[inline(always)]
     fn matches(&self, (first, second): (u64, u32)) -> bool {
-        first & self.mask.0 == self.bits.0 && second & self.mask.1 == self.bits.1
+        (first & self.mask.0 ^ self.bits.0) | u64::from(second & self.mask.1 ^ self.bits.1) == 0
     }
 }
 
@@ -219,10 +215,16 @@ const UDP_V6: Fixed = fixed_v6(protocol::UDP);
 const TCP_V6: Fixed = fixed_v6(protocol::TCP);
 
 impl<A: Address> Packet<A> {
-    /// Whether a frame in which it was found is as long as it says.
+    /// Whether a frame in which it was found is as long as it says, and it is long enough for its headers.
+    /// It is where it is as long as the frame.
     #[inline(always)]
-    fn fits(&self, frame: &[u8]) -> bool {
-        usize::from(self.l3) + usize::from(self.length) <= frame.len()
+    pub fn fits(&self, frame: &[u8]) -> bool {
+        let l4 = match self.key.protocol {
+            protocol::UDP => 8,
+            _ => 20,
+        };
+        let (l3, length) = (usize::from(self.l3), usize::from(self.length));
+        length >= A::HEADER + l4 && l3 + length <= frame.len()
     }
 }
 
@@ -234,7 +236,7 @@ impl Packet<Ipv4Addr> {
         Self::claimed_v4(frame, checksum_verified).filter(|packet| packet.fits(frame))
     }
 
-    /// What [`Packet::find_plain_v4`] finds, or would find in a longer frame.
+    /// What [`Packet::find_plain_v4`] finds if it [fits](Packet::fits).
     #[inline(always)]
     pub fn claimed_v4(frame: &[u8], checksum_verified: bool) -> Option<Self> {
         let head = frame.first_chunk()?;
@@ -260,7 +262,7 @@ impl Packet<Ipv6Addr> {
         Self::claimed_v6(frame).filter(|packet| packet.fits(frame))
     }
 
-    /// What [`Packet::find_plain_v6`] finds, or would find in a longer frame.
+    /// What [`Packet::find_plain_v6`] finds if it fits, likewise.
     #[inline(always)]
     pub fn claimed_v6(frame: &[u8]) -> Option<Self> {
         let head = frame.first_chunk()?;
