@@ -277,18 +277,16 @@ fn a_full_transmit_queue_drops() {
 #[test]
 fn a_backlog_of_handed_over_packets_goes_before_the_ports_every_other_round() {
     const BURST: u64 = MAX_BURST as u64;
-    /// What a port gives in a round.
-    const RECEIVED: u64 = RxQueue::BURST as u64;
     let _dpdk = dpdk();
     for (waiting, rounds, received) in [
         // All that wait are taken, a burst a round; what is left then is 448, 384, ... and 0.
-        (8 * BURST, 8, 5 * RECEIVED),
+        (8 * BURST, 8, 5 * BURST),
         // Before it has got shorter than two bursts, the port has its turns all the same.
-        (8 * BURST, 6, 3 * RECEIVED),
+        (8 * BURST, 6, 3 * BURST),
         // Two bursts are left after the second round, or one packet less.
-        (4 * BURST, 2, RECEIVED),
-        (4 * BURST - 1, 2, 2 * RECEIVED),
-        (0, 8, 8 * RECEIVED),
+        (4 * BURST, 2, BURST),
+        (4 * BURST - 1, 2, 2 * BURST),
+        (0, 8, 8 * BURST),
     ] {
         let mut bench = Bench::new("backlog");
         bench.fill(0, flows(8 * BURST as u16));

@@ -46,22 +46,16 @@ pub struct RxQueue {
 }
 
 impl RxQueue {
-    /// Packets that are asked for at once, unless somebody says otherwise. Their buffers, what a driver
-    /// reads beside them and their flows' entries then stay in a core's first cache from the driver's
-    /// visit to the last pass; of a whole batch some lines have gone by then.
-    pub const BURST: u16 = 48;
-
     pub(super) fn new(device: Arc<Device>, queue: u16) -> Self {
         Self {
             device,
             queue,
-            burst: Self::BURST,
+            burst: Batch::CAPACITY as u16,
             _not_sync: PhantomData,
         }
     }
 
-    /// Sets how many packets [`RxQueue::receive`] takes at most, 1 to 64;
-    /// [`RxQueue::BURST`] at first.
+    /// Sets how many packets [`RxQueue::receive`] takes at most, 1 to 64; 64 at first.
     pub fn set_burst(&mut self, burst: u16) {
         self.burst = burst.clamp(1, Batch::CAPACITY as u16);
     }
