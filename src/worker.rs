@@ -8,6 +8,7 @@ pub mod capture;
 mod clock;
 mod frame;
 mod handoff;
+mod port;
 mod way_out;
 
 use std::sync::Arc;
@@ -19,11 +20,13 @@ use crate::lb::snapshot::Snapshot;
 use crate::lb::{Arrival, MAX_BURST, Now, Outbox, Pass, Verdict};
 use crate::port::clock::Tsc;
 use crate::port::ring::{Consumer, Producer, SharedProducer};
-use crate::port::{Batch, Mbuf, Mempool, RxQueue, TxBuffer, TxQueue};
+use crate::port::{Batch, Mbuf, Mempool, RxQueue, TxQueue};
 use capture::Tap;
 pub use clock::Clock;
 pub use frame::{interface_of, interface_of_id};
 use handoff::HandOffs;
+pub use port::WorkerPort;
+use port::burst;
 use way_out::{WayOut, pass_up};
 
 /// What management asks of a worker. Every message comes back up the event ring when it is
@@ -60,40 +63,6 @@ pub enum Idle {
     Poll,
     Yield,
     Sleep,
-}
-
-/// A worker's queues of one port.
-pub struct WorkerPort {
-    /// None where the port has fewer queues than there are workers (other workers receive, and
-    /// hand over what belongs here), and while the port is being reset.
-    pub rx: Option<RxQueue>,
-    pub tx: TxBuffer,
-    /// Nothing came the last time.
-    silent: bool,
-}
-
-impl WorkerPort {
-    pub fn new(rx: Option<RxQueue>, tx: TxBuffer) -> Self {
-        let silent = false;
-        Self { rx, tx, silent }
-    }
-
-    fn set_burst(&mut self, burst: u16) {
-        if let Some(rx) = &mut self.rx {
-            rx.set_burst(burst);
-        }
-    }
-}
-
-/// Packets to ask a port for at once. Their buffers, what a driver reads beside them and their flows'
-/// entries shall stay in a core's first cache from the driver's visit to the last pass, and of a whole
-/// batch some lines have gone by then. Among several workers it is a whole one: what they hand over
-/// costs both a visit to a ring, whatever is in it.
-fn burst(handoffs: &HandOffs) -> u16 {
-    match handoffs.is_alone() {
-        true => 48,
-        false => Batch::CAPACITY as u16,
-    }
 }
 
 /// The rings that tie a worker to management and to the other workers.

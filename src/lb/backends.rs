@@ -77,7 +77,7 @@ impl Backends {
 
     #[inline(always)]
     pub fn hop(&self, id: BackendId) -> Option<&Hop> {
-        self.hops.get(id.0 as usize)
+        self.hops().get(id.0 as usize)
     }
 
     /// By id.

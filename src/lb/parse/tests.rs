@@ -72,6 +72,17 @@ proptest! {
             frame.truncate(length);
         }
         let parsed = parse(&frame, verified);
+        // Whoever sees that one is as long as its frame does not ask whether it fits.
+        if let Some(packet) = Packet::claimed_v4(&frame, verified)
+            && ETHERNET + usize::from(packet.length) == frame.len()
+        {
+            prop_assert_eq!(parsed, Parsed::V4(packet));
+        }
+        if let Some(packet) = Packet::claimed_v6(&frame)
+            && ETHERNET + usize::from(packet.length) == frame.len()
+        {
+            prop_assert_eq!(parsed, Parsed::V6(packet));
+        }
         match (Packet::find_plain_v4(&frame, verified), Packet::find_plain_v6(&frame)) {
             (Some(packet), None) => prop_assert_eq!(parsed, Parsed::V4(packet)),
             (None, Some(packet)) => prop_assert_eq!(parsed, Parsed::V6(packet)),
