@@ -151,8 +151,8 @@ impl<A: Address> Packet<A> {
 }
 
 impl Packet<Ipv4Addr> {
-    /// The plain IPv4 packet in a frame. `None` says nothing about a frame: ask [`parse`], which
-    /// always agrees with what is found here.
+    /// The plain IPv4 packet in a frame. `None` says nothing about a frame: ask
+    /// [`parse`](super::parse), which always agrees with what is found here.
     #[inline(always)]
     pub fn find_plain_v4(frame: &[u8], checksum_verified: bool) -> Option<Self> {
         Self::claimed_v4(frame, checksum_verified).filter(|packet| packet.fits(frame))
