@@ -3,6 +3,7 @@
 //! Runs on workers; never does I/O and, but for [`Region::zeroed`], never allocates.
 #![allow(unsafe_code)]
 
+use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 
 /// The tags of a bucket's ways: a cache line. They lie in the order in which AVX2 packs the results of
@@ -53,6 +54,32 @@ pub fn match_tags(line: &TagLine, tag: u16) -> u32 {
 #[cfg(any(test, not(target_arch = "x86_64")))]
 fn match_tags_portable(line: &TagLine, tag: u16) -> u32 {
     (0..32).fold(0, |mask, way| mask | u32::from(line.of(way) == tag) << way)
+}
+
+/// Moves those of at most 64 items behind the others for which a bit is set in `apart`, bit 0 for the
+/// first. Both keep their order. Returns how many the others are. Without a branch on any bit, because
+/// nobody could guess them.
+pub fn part<T>(items: &mut [T], apart: u64) -> usize {
+    let mut aside = [const { MaybeUninit::<T>::uninit() }; u64::BITS as usize];
+    assert!(items.len() <= aside.len());
+    let (mut kept, mut moved) = (0, 0);
+    let begin = items.as_mut_ptr();
+    // SAFETY: nothing here can panic or drop an item. `kept` and `moved` are never above `at`, so all
+    // places are inside, and what is overwritten has been copied before: each item is copied to both
+    // sides, of which the side that it does not belong to overwrites it next, or never reads it.
+    unsafe {
+        for at in 0..items.len() {
+            let is_apart = (apart >> at & 1) as usize;
+            let item = begin.add(at);
+            aside[moved].as_mut_ptr().copy_from_nonoverlapping(item, 1);
+            begin.add(kept).copy_from(item, 1);
+            moved += is_apart;
+            kept += 1 - is_apart;
+        }
+        let behind = begin.add(kept);
+        behind.copy_from_nonoverlapping(aside.as_ptr().cast(), moved);
+    }
+    kept
 }
 
 /// What a CPU has beyond the instructions that everything is compiled for.
@@ -325,6 +352,7 @@ impl<T: Zeroed> Drop for Region<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     struct Matching<'l>(&'l TagLine, u16);
 
@@ -369,5 +397,18 @@ mod tests {
         region.populate().now();
         region.populate().now();
         assert_eq!((region[3], region[4], region[699_999]), (7, 0, 0));
+    }
+
+    proptest! {
+        /// With items that have to be dropped once each.
+        #[test]
+        fn items_are_parted_in_their_order(count in 0usize..=64, apart: u64) {
+            let mut items: Vec<_> = (0..count).map(|n| n.to_string()).collect();
+            let is_apart = |n: &usize| apart >> n & 1 == 1;
+            let (moved, kept): (Vec<usize>, Vec<usize>) = (0..count).partition(is_apart);
+            prop_assert_eq!(part(&mut items, apart), kept.len());
+            let wanted = kept.iter().chain(&moved).map(ToString::to_string);
+            prop_assert_eq!(items, wanted.collect::<Vec<_>>());
+        }
     }
 }

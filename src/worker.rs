@@ -255,13 +255,16 @@ impl Worker {
             tap.before(batch);
         }
         let frames = batch.as_mut_slice();
-        let exit = self
-            .shard
-            .process(&self.snapshot, now, arrival, frames, verdicts, &mut way_out);
+        let decided =
+            self.shard
+                .process(&self.snapshot, now, arrival, frames, verdicts, &mut way_out);
         if let Some(tap) = capture {
-            tap.after(&self.snapshot, now, batch, verdicts);
+            tap.after(&self.snapshot, now, batch, verdicts, &decided);
         }
-        if let Some(exit) = exit
+        if decided.own < batch.len() {
+            handoffs.put_all(batch, &decided, verdicts, counters);
+        }
+        if let Some(exit) = decided.exit
             && let Some(port) = way_out.ports.get_mut(usize::from(exit.port))
         {
             port.tx.send_all(batch, exit.bytes);

@@ -8,6 +8,7 @@ use super::fixture::TestOutbox;
 use super::flow::Seed;
 use super::fragment::FragmentStore;
 use super::frame::{Frame, MemoryFrame};
+use super::settled::Decided;
 use super::shard::{Shard, ShardSize};
 use super::snapshot::Snapshot;
 use super::{Arrival, MAX_BURST, Now, Pass, Verdict};
@@ -157,15 +158,27 @@ impl Cluster {
         arrival: Arrival,
         frame: &mut MemoryFrame,
     ) -> Verdict {
+        let frames = std::slice::from_mut(frame);
+        self.burst(snapshot, worker, arrival, frames).1[0]
+    }
+
+    /// What one worker makes of a burst.
+    pub fn burst(
+        &mut self,
+        snapshot: &Snapshot,
+        worker: usize,
+        arrival: Arrival,
+        frames: &mut [MemoryFrame],
+    ) -> (Decided, [Verdict; MAX_BURST]) {
         let mut verdicts = [Verdict::Pass(Pass::Local); MAX_BURST];
-        self.shards[worker].process(
+        let decided = self.shards[worker].process(
             snapshot,
             self.now,
             arrival,
-            std::slice::from_mut(frame),
+            frames,
             &mut verdicts,
             &mut self.outbox,
         );
-        verdicts[0]
+        (decided, verdicts)
     }
 }

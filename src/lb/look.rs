@@ -64,6 +64,9 @@ impl Aimed {
 /// What the packets of a burst can be, and so how it is found out which entry each one has. Types, so
 /// that each has a loop of its own and no packet costs a call.
 trait How {
+    /// Some may belong to other workers.
+    const SHARED: bool;
+
     fn aim<A: Tracked>(shard: &Shard, burst: &Burst, key: &FlowKey<A>) -> Aimed;
 }
 
@@ -77,6 +80,8 @@ struct Owned;
 struct Sided;
 
 impl How for Requests {
+    const SHARED: bool = false;
+
     #[inline(always)]
     fn aim<A: Tracked>(shard: &Shard, burst: &Burst, key: &FlowKey<A>) -> Aimed {
         shard.aim_request(burst, key)
@@ -84,6 +89,8 @@ impl How for Requests {
 }
 
 impl How for Owned {
+    const SHARED: bool = true;
+
     #[inline(always)]
     fn aim<A: Tracked>(shard: &Shard, burst: &Burst, key: &FlowKey<A>) -> Aimed {
         shard.aim_owned(burst, key)
@@ -91,6 +98,8 @@ impl How for Owned {
 }
 
 impl How for Sided {
+    const SHARED: bool = false;
+
     #[inline(always)]
     fn aim<A: Tracked>(shard: &Shard, burst: &Burst, key: &FlowKey<A>) -> Aimed {
         shard.aim_at(burst.snapshot.side(key), key)
@@ -173,52 +182,47 @@ impl Shard {
         /// Buckets that a core's own cache holds: about a megabyte.
         const NEAR: usize = 1024;
         const DISTANCE: usize = 16;
+        looks.clear();
         looks.near = self.buckets() <= NEAR;
         if looks.near {
-            self.first_pass(burst, frames, looks, 0);
-            return self.second_pass(looks, 0..frames.len());
+            self.first_pass(burst, frames, looks);
+            return self.second_pass(looks, 0..looks.count);
         }
-        let (mut begin, mut at) = (0, 0);
+        let (mut begin, mut end) = (0, 0);
         for frames in frames.chunks_mut(DISTANCE) {
-            self.first_pass(burst, frames, looks, at);
-            self.second_pass(looks, begin..at);
-            (begin, at) = (at, at + frames.len());
+            self.first_pass(burst, frames, looks);
+            self.second_pass(looks, begin..end);
+            (begin, end) = (end, looks.count);
         }
-        self.second_pass(looks, begin..at);
+        self.second_pass(looks, begin..end);
     }
 
-    /// First pass: what each frame is, and a request for its bucket; the looks at them begin at `at`.
+    /// First pass: what each frame is, and a request for its bucket.
     #[inline(always)]
-    fn first_pass<F: Frame>(
-        &self,
-        burst: &Burst,
-        mut frames: &mut [F],
-        looks: &mut Looks,
-        mut at: usize,
-    ) {
+    fn first_pass<F: Frame>(&self, burst: &Burst, mut frames: &mut [F], looks: &mut Looks) {
         while !frames.is_empty() {
             let heard = match burst.arrival {
-                Arrival::HandOff => self.hear(burst, frames, looks, at),
+                Arrival::HandOff => self.hear(burst, frames, looks),
                 Arrival::Port(_) => 0,
             };
             let done = if heard > 0 {
                 heard
             } else if burst.requests_alone {
-                self.aim_both::<Requests, _>(burst, frames, looks, at)
+                self.aim_both::<Requests, _>(burst, frames, looks)
             } else if burst.one_way_alone {
-                self.aim_both::<Owned, _>(burst, frames, looks, at)
+                self.aim_both::<Owned, _>(burst, frames, looks)
             } else if burst.port.is_none() {
-                self.aim_both::<Sided, _>(burst, frames, looks, at)
+                self.aim_both::<Sided, _>(burst, frames, looks)
             } else {
                 0
             };
-            (frames, at) = (&mut frames[done..], at + done);
+            frames = &mut frames[done..];
             if heard > 0 {
                 continue;
             }
             if let Some((frame, rest)) = std::mem::take(&mut frames).split_first_mut() {
-                self.look(burst, frame, looks, at);
-                (frames, at) = (rest, at + 1);
+                self.look(burst, frame, looks);
+                frames = rest;
             }
         }
     }
@@ -227,10 +231,11 @@ impl Shard {
     /// that is anything else. Returns how many. The packets themselves are not touched: they may still be
     /// on their way from another core.
     #[inline(never)]
-    fn hear<F: Frame>(&self, burst: &Burst, frames: &[F], looks: &mut Looks, at: usize) -> usize {
+    fn hear<F: Frame>(&self, burst: &Burst, frames: &[F], looks: &mut Looks) -> usize {
         /// Notes have been asked for all at once, of which a CPU seems to forget some.
         const AHEAD: usize = 16;
         let (mut done, mut family) = (0, None);
+        let at = looks.count;
         let hashes = &mut looks.hashes[at..];
         let looking = looks.of[at..].iter_mut().zip(&mut *hashes);
         for (n, (frame, place)) in frames.iter().zip(looking).enumerate() {
@@ -251,6 +256,7 @@ impl Shard {
             (*place.0, *place.1) = (look, hash);
             done += 1;
         }
+        looks.count += done;
         let (hashes, slots) = (&hashes[..done], &mut looks.slots[at..at + done]);
         match family {
             Some(true) => self.tables.v4.prefetch_buckets(self.cpu, hashes, slots),
@@ -268,18 +274,17 @@ impl Shard {
         burst: &Burst,
         frames: &mut [F],
         looks: &mut Looks,
-        at: usize,
     ) -> usize {
         // A port's NIC verifies checksums or it does not.
         let done = match frames.first().is_some_and(F::ip_checksum_verified) {
-            true => self.aim_run::<H, Ipv4Addr, F, true>(burst, frames, looks, at),
-            false => self.aim_run::<H, Ipv4Addr, F, false>(burst, frames, looks, at),
+            true => self.aim_run::<H, Ipv4Addr, F, true>(burst, frames, looks),
+            false => self.aim_run::<H, Ipv4Addr, F, false>(burst, frames, looks),
         };
-        let (frames, at) = (&mut frames[done..], at + done);
+        let frames = &mut frames[done..];
         if frames.is_empty() {
             return done;
         }
-        done + self.aim_run::<H, Ipv6Addr, F, false>(burst, frames, looks, at)
+        done + self.aim_run::<H, Ipv6Addr, F, false>(burst, frames, looks)
     }
 
     /// Plain packets of a family from the first frame on, up to the first that is anything else. With
@@ -290,9 +295,8 @@ impl Shard {
         burst: &Burst,
         frames: &mut [F],
         looks: &mut Looks,
-        at: usize,
     ) -> usize {
-        let mut done = 0;
+        let (mut done, at) = (0, looks.count);
         let hashes = &mut looks.hashes[at..];
         let looking = looks.of[at..].iter_mut().zip(&mut *hashes);
         for (frame, (look, hash)) in frames.iter_mut().zip(looking) {
@@ -314,11 +318,14 @@ impl Shard {
             (*look, *hash) = aimed.look(burst, A::REQUEST, &packet, frame);
             done += 1;
         }
-        let mut looking = looks.of[at..at + done].iter();
-        if looking.any(|look| !look.is(Kind::Elsewhere)) {
-            let slots = &mut looks.slots[at..at + done];
-            A::table(&self.tables).prefetch_buckets(self.cpu, &hashes[..done], slots);
-        }
+        let own = match H::SHARED {
+            true => looks.add(done),
+            false => done,
+        };
+        looks.count = at + own;
+        let hashes = &looks.hashes[at..];
+        let slots = &mut looks.slots[at..at + own];
+        A::table(&self.tables).prefetch_buckets(self.cpu, &hashes[..own], slots);
         done
     }
 
@@ -354,28 +361,31 @@ impl Shard {
 
     /// First pass over any frame.
     #[inline(never)]
-    fn look<F: Frame>(&self, burst: &Burst, frame: &mut F, looks: &mut Looks, at: usize) {
+    fn look<F: Frame>(&self, burst: &Burst, frame: &mut F, looks: &mut Looks) {
         let bytes = frame.bytes();
         if burst.may_be_plain(frame, bytes) {
             if let Some(packet) = Packet::find_plain_v4(bytes, frame.ip_checksum_verified()) {
                 frame.truncate(ETHERNET + usize::from(packet.length));
-                return self.aim(burst, &packet, Kind::V4, frame, looks, at);
+                return self.aim(burst, &packet, Kind::V4, frame, looks);
             }
             if let Some(packet) = Packet::find_plain_v6(bytes) {
                 frame.truncate(ETHERNET + usize::from(packet.length));
-                return self.aim(burst, &packet, Kind::V6, frame, looks, at);
+                return self.aim(burst, &packet, Kind::V6, frame, looks);
             }
         }
-        self.look_closely(burst, frame, looks, at);
+        self.look_closely(burst, frame, looks);
     }
 
     /// The first pass over a frame that is not plain.
     #[inline(never)]
-    fn look_closely<F: Frame>(&self, burst: &Burst, frame: &mut F, looks: &mut Looks, at: usize) {
+    fn look_closely<F: Frame>(&self, burst: &Burst, frame: &mut F, looks: &mut Looks) {
         match burst.parse(frame) {
-            Parsed::V4(packet) => self.aim(burst, &packet, Kind::OddV4, frame, looks, at),
-            Parsed::V6(packet) => self.aim(burst, &packet, Kind::OddV6, frame, looks, at),
-            _ => looks.of[at] = Look::UNUSUAL,
+            Parsed::V4(packet) => self.aim(burst, &packet, Kind::OddV4, frame, looks),
+            Parsed::V6(packet) => self.aim(burst, &packet, Kind::OddV6, frame, looks),
+            _ => {
+                looks.of[looks.count] = Look::UNUSUAL;
+                looks.count += 1;
+            }
         }
     }
 
@@ -388,7 +398,6 @@ impl Shard {
         kind: Kind,
         frame: &mut F,
         looks: &mut Looks,
-        at: usize,
     ) {
         let key = packet.key;
         let requests_alone = match kind {
@@ -402,7 +411,9 @@ impl Shard {
             (false, false) => self.aim_by_side(burst, &{ key }, kind),
         };
         let (look, hash) = aimed.look(burst, kind, packet, frame);
-        (looks.of[at], looks.hashes[at]) = (look, hash);
+        (looks.of[looks.count], looks.hashes[looks.count]) = (look, hash);
+        let at = looks.count;
+        looks.count += looks.add(1);
         looks.slots[at] = A::table(&self.tables).prefetch_bucket(hash);
     }
 
@@ -453,3 +464,6 @@ impl Shard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,9 +3,11 @@
 
 use std::num::NonZeroU64;
 
-use super::MAX_BURST;
+use crate::arch::part;
+
 use super::parse::ETHERNET;
 use super::table::Slot;
+use super::{MAX_BURST, Verdict};
 
 /// What a frame holds, as far as the third pass needs to know.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -131,12 +133,20 @@ pub(super) const AHEAD: usize = 12;
 
 /// The looks at one burst, kept from burst to burst. What is worked out for many packets at once has an
 /// array of its own.
+#[repr(C)]
 pub(super) struct Looks {
     pub of: [Look; MAX_BURST],
     /// Of the end of the flow that its entry is found by.
     pub hashes: [u64; MAX_BURST],
     /// Where the entries probably are.
     pub slots: [Slot; MAX_BURST],
+    /// Looks so far: one for each frame that is this worker's, or whose owner is not known yet.
+    pub count: usize,
+    /// The other frames, which other workers own: a bit for each frame in the order of arrival.
+    pub elsewhere: u64,
+    /// How many those are, and by whom they are owned.
+    pub others: usize,
+    pub owners: [u8; MAX_BURST],
     /// Tables are small enough for a core's own cache.
     pub near: bool,
 }
@@ -144,6 +154,10 @@ pub(super) struct Looks {
 impl Default for Looks {
     fn default() -> Self {
         Self {
+            count: 0,
+            elsewhere: 0,
+            others: 0,
+            owners: [0; MAX_BURST],
             of: [Look::UNUSUAL; MAX_BURST],
             hashes: [0; MAX_BURST],
             slots: [Slot::NONE; MAX_BURST],
@@ -162,6 +176,76 @@ pub(super) struct Aim {
 }
 
 impl Looks {
+    /// For another burst.
+    pub fn clear(&mut self) {
+        (self.count, self.elsewhere, self.others) = (0, 0, 0);
+    }
+
+    /// Of so many looks behind those that are counted, takes out those that say [`Kind::Elsewhere`].
+    /// Returns how many are left.
+    #[inline(always)]
+    pub fn add(&mut self, more: usize) -> usize {
+        let of = &self.of[self.count..self.count + more];
+        match of.iter().filter(|look| look.is(Kind::Elsewhere)).count() {
+            0 => more,
+            all if all == more => self.set_all_aside(more),
+            _ => self.set_aside(more),
+        }
+    }
+
+    fn set_all_aside(&mut self, more: usize) -> usize {
+        let hashes = &self.hashes[self.count..self.count + more];
+        let owners = &mut self.owners[self.others..self.others + more];
+        for (owner, hash) in owners.iter_mut().zip(hashes) {
+            *owner = *hash as u8;
+        }
+        let ones = u64::MAX >> (MAX_BURST - more);
+        self.elsewhere |= ones << (self.count + self.others);
+        self.others += more;
+        0
+    }
+
+    /// Without a branch on whose a packet is: where owners are mixed, nobody could guess it.
+    #[inline(never)]
+    fn set_aside(&mut self, more: usize) -> usize {
+        let Self { of, hashes, .. } = self;
+        let mut end = self.count;
+        for at in self.count..self.count + more {
+            let (look, hash) = (of[at], hashes[at]);
+            (of[end], hashes[end]) = (look, hash);
+            let is_elsewhere = look.is(Kind::Elsewhere);
+            self.elsewhere |= u64::from(is_elsewhere) << (end + self.others);
+            self.owners[self.others] = hash as u8;
+            self.others += usize::from(is_elsewhere);
+            end += usize::from(!is_elsewhere);
+        }
+        end - self.count
+    }
+
+    /// Moves the frames that others own behind the worker's own; returns how many those are.
+    #[inline(never)]
+    pub fn part<F>(&self, frames: &mut [F]) -> usize {
+        match self.count {
+            0 => 0,
+            _ => part(frames, self.elsewhere),
+        }
+    }
+
+    /// Gives the verdicts on those that others own. Returns the worker that owns them all, where it is
+    /// one.
+    #[inline(never)]
+    pub fn hand_over(&self, verdicts: &mut [Verdict]) -> Option<u8> {
+        let owners = &self.owners[..self.others];
+        for (verdict, &owner) in verdicts.iter_mut().zip(owners) {
+            *verdict = Verdict::HandOff(owner);
+        }
+        let first = *owners.first()?;
+        let differ = owners
+            .iter()
+            .fold(0, |differ, owner| differ | owner ^ first);
+        (differ == 0).then_some(first)
+    }
+
     /// What a burst of so many plain packets holds, whose padding is cut off: looks lie side by side, as
     /// frames do not.
     #[inline(always)]

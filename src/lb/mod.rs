@@ -42,7 +42,7 @@ pub mod reset;
 pub mod route;
 pub mod schedule;
 pub mod service_map;
-mod settled;
+pub mod settled;
 pub mod shard;
 pub mod snapshot;
 pub mod table;

@@ -27,6 +27,19 @@ pub struct Exit {
     pub bytes: u64,
 }
 
+/// What became of a burst.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Decided {
+    /// Frames that other workers own, a bit for each in the order of arrival. They have been moved
+    /// behind the others, which are the first `own`; both are in the order of arrival.
+    pub elsewhere: u64,
+    pub own: usize,
+    /// The worker that owns all those that others own, where it is one.
+    pub owner: Option<u8>,
+    /// The way out of the first `own`, where it is one for all.
+    pub exit: Option<Exit>,
+}
+
 /// The ports that packets of a burst leave by, as far as they are transmitted.
 #[derive(Clone, Copy)]
 pub(super) struct Exits {
@@ -287,21 +300,6 @@ impl Shard {
             snapshot,
             second: now.second,
         }
-    }
-}
-
-impl<F> Rest<'_, F> {
-    /// Hands packets over to the workers that own them, up to the first that is this one's.
-    pub fn hand_over(&mut self, exits: &mut Exits) {
-        let (at, count) = (self.at, self.frames.len());
-        let looks = self.looks.of[at..count].iter();
-        let elsewhere = looks.take_while(|look| look.is(Kind::Elsewhere));
-        let owners = self.looks.hashes[at..].iter().zip(elsewhere);
-        for ((owner, _), verdict) in owners.zip(&mut self.verdicts[at..]) {
-            *verdict = Verdict::HandOff(*owner as u8);
-            self.at += 1;
-        }
-        exits.none();
     }
 }
 

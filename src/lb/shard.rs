@@ -26,7 +26,7 @@ use super::parse::{Packet, Parsed};
 use super::persistence::Templates;
 use super::schedule::{Place, SchedulerState};
 use super::service_map::Found;
-use super::settled::{Exit, Exits, Rest};
+use super::settled::{Decided, Exits, Rest};
 use super::snapshot::{BackendId, Snapshot};
 use super::table::{ConnTable, Slot};
 use super::tracked::{Tables, Tracked};
@@ -112,8 +112,8 @@ impl Shard {
     }
 
     /// Decides about up to [`MAX_BURST`] frames that arrived together, and rewrites those that go
-    /// on. `verdicts[i]` is frame i's; what else is to be sent goes to `outbox`. Returns the way
-    /// out where all of them are to be transmitted by one port, as they nearly always are.
+    /// on. Those that other workers own are moved behind the others. Afterwards, `verdicts[i]` is
+    /// that on the frame at i; what else is to be sent goes to `outbox`.
     pub fn process<O: Outbox>(
         &mut self,
         snapshot: &Snapshot,
@@ -122,7 +122,7 @@ impl Shard {
         frames: &mut [O::Frame],
         verdicts: &mut [Verdict; MAX_BURST],
         outbox: &mut O,
-    ) -> Option<Exit> {
+    ) -> Decided {
         (self.asked, self.opened) = (None, Opened::default());
         self.arrival = arrival;
         self.smallest_mtu = snapshot.ports.iter().map(|p| p.mtu).min().unwrap_or(0);
@@ -130,6 +130,11 @@ impl Shard {
         // Out of `self` while its methods are called; no memory moves.
         let mut looks = self.looks.take().unwrap_or_default();
         self.look_at_all(&burst, frames, &mut looks);
+        let own = match looks.others {
+            0 => frames.len(),
+            _ => looks.part(frames),
+        };
+        let frames = &mut frames[..own];
         if burst.queues.is_some() && self.is_audit_due() {
             let (kind, length) = (looks.of[0].kind(), looks.of[0].length());
             match (kind, frames.first()) {
@@ -143,9 +148,17 @@ impl Shard {
             }
         }
         let exits = self.third_pass(&burst, now, frames, &looks, verdicts, outbox);
-        let exit = exits.only(frames, &looks);
+        let decided = Decided {
+            elsewhere: looks.elsewhere,
+            own,
+            owner: match looks.others {
+                0 => None,
+                _ => looks.hand_over(&mut verdicts[own..]),
+            },
+            exit: exits.only(frames, &looks),
+        };
         self.looks = Some(looks);
-        exit
+        decided
     }
 
     /// Third pass: runs of settled packets, and between them whatever else there is.
@@ -178,7 +191,6 @@ impl Shard {
                 Kind::ReplyV6 => {
                     self.return_settled::<Ipv6Addr, _>(snapshot, now, &mut rest, exits)
                 }
-                Kind::Elsewhere => rest.hand_over(exits),
                 _ => {}
             }
             // A packet of another kind may be settled; one of the same is not.

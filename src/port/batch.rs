@@ -74,12 +74,37 @@ impl Batch {
     /// Takes all, first to last. What the iterator is not asked for is freed.
     #[inline]
     pub fn drain(&mut self) -> Drain<'_> {
-        let end = std::mem::take(&mut self.len);
+        self.drain_behind(0)
+    }
+
+    /// Takes all behind the first `count`, likewise.
+    #[inline]
+    pub fn drain_behind(&mut self, count: usize) -> Drain<'_> {
+        let end = self.len;
+        self.len = count.min(end);
         Drain {
-            batch: self,
-            next: 0,
+            next: self.len,
             end,
+            batch: self,
         }
+    }
+
+    /// Moves all behind the first `count` to the end of another batch, which must have room for them;
+    /// what it has no room for is freed.
+    #[inline(always)]
+    pub fn move_behind(&mut self, count: usize, to: &mut Batch) {
+        let end = self.len;
+        self.len = count.min(end);
+        let moved = (end - self.len).min(to.room());
+        // SAFETY: so many are initialised behind `count`, and so many places are free behind `to`'s; they
+        // are disowned here and owned there.
+        unsafe {
+            let from = self.items.as_ptr().add(self.len);
+            let free = to.items.as_mut_ptr().add(to.len);
+            free.copy_from_nonoverlapping(from, moved);
+        }
+        to.len += moved;
+        free(&mut self.items[self.len + moved..end]);
     }
 
     /// Asks the cache for all headers.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::lb::bucket::Bucket;
 use crate::lb::capture::{Copied, Ends, Filter, Record};
 use crate::lb::counters::Counter;
+use crate::lb::settled::Decided;
 use crate::lb::snapshot::Snapshot;
 use crate::lb::{MAX_BURST, Now, Verdict};
 use crate::port::Mbuf;
@@ -68,9 +69,17 @@ impl Tap {
     /// Sends copies of those that are wanted, now that it is known what becomes of them.
     #[cold]
     #[inline(never)]
-    pub fn after(&mut self, snapshot: &Snapshot, now: Now, frames: &[Mbuf], verdicts: &[Verdict]) {
-        for (index, (frame, &verdict)) in frames.iter().zip(verdicts).enumerate() {
-            // Whoever decides about it captures it.
+    pub fn after(
+        &mut self,
+        snapshot: &Snapshot,
+        now: Now,
+        frames: &[Mbuf],
+        verdicts: &[Verdict],
+        decided: &Decided,
+    ) {
+        // Whoever decides about it captures it, so those for other workers are left out.
+        let own = (0..MAX_BURST).filter(|index| decided.elsewhere >> index & 1 == 0);
+        for (index, (frame, &verdict)) in own.zip(frames.iter().zip(verdicts)) {
             if matches!(verdict, Verdict::HandOff(_) | Verdict::Hold(_)) {
                 continue;
             }

@@ -3,6 +3,8 @@
 //! from core to core for each. Belongs to one worker.
 
 use crate::lb::counters::{DropReason, WorkerCounters};
+use crate::lb::settled::Decided;
+use crate::lb::{MAX_BURST, Verdict};
 use crate::port::ring::SharedProducer;
 use crate::port::{Batch, Mbuf};
 
@@ -39,6 +41,32 @@ impl HandOffs {
             send(ring, waiting, counters);
             let pushed = waiting.push(mbuf);
             debug_assert!(pushed.is_ok(), "sending leaves the batch empty");
+        }
+    }
+
+    /// Takes those of a burst that other workers own; the others stay in the batch.
+    #[inline(always)]
+    pub fn put_all(
+        &mut self,
+        batch: &mut Batch,
+        decided: &Decided,
+        verdicts: &[Verdict; MAX_BURST],
+        counters: &WorkerCounters,
+    ) {
+        let Decided { own, owner, .. } = *decided;
+        let ring = owner.and_then(|owner| self.rings.get_mut(usize::from(owner)));
+        if let Some((ring, waiting)) = ring {
+            self.waiting = true;
+            if waiting.room() < batch.len() - own {
+                send(ring, waiting, counters);
+            }
+            return batch.move_behind(own, waiting);
+        }
+        for (mbuf, verdict) in batch.drain_behind(own).zip(&verdicts[own..]) {
+            match *verdict {
+                Verdict::HandOff(owner) => self.put(mbuf, owner, counters),
+                _ => counters.count_drop(DropReason::HandoffFull),
+            }
         }
     }
 

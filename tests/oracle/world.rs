@@ -401,7 +401,7 @@ impl Run {
         let before = self.connections();
         let mut frames = [buffer];
         let mut verdicts = [Verdict::Pass(Pass::Resolve); MAX_BURST];
-        let exit = self.shard.process(
+        let decided = self.shard.process(
             &self.lab.snapshot,
             self.now,
             arrival,
@@ -410,7 +410,9 @@ impl Run {
             &mut self.beside,
         );
         let length = frames[0].bytes().len() as u64;
-        let sent = exit.map(|exit| (Verdict::Transmit(exit.port), exit.bytes));
+        let sent = decided
+            .exit
+            .map(|exit| (Verdict::Transmit(exit.port), exit.bytes));
         let decided = matches!(verdicts[0], Verdict::Transmit(_)).then_some((verdicts[0], length));
         assert_eq!(sent, decided);
         let after = self.connections();

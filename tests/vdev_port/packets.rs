@@ -79,10 +79,47 @@ pub fn batches(_: &Eal, pool: &Mempool) {
     let firsts: Vec<u8> = batch.drain().take(3).map(|mbuf| mbuf.bytes()[0]).collect();
     assert_eq!(firsts, [0, 1, 2]);
     assert_eq!((batch.len(), pool.in_use()), (0, 0), "drain frees the rest");
+    parts_of_batches(pool);
     assert!(pool.alloc_bulk(&mut batch, 9));
     batch.clear();
     assert_eq!(pool.in_use(), 0);
     assert!(pool.alloc_bulk(&mut batch, 9));
+}
+
+/// What lies behind a batch's first packets can be taken, and moved to another batch.
+fn parts_of_batches(pool: &Mempool) {
+    let numbered = |numbers: std::ops::Range<u8>| {
+        let mut batch = Batch::new();
+        for number in numbers {
+            let mut mbuf = pool.alloc().unwrap();
+            assert!(mbuf.fill(&[number]));
+            batch.push(mbuf).unwrap();
+        }
+        batch
+    };
+    let numbers = |batch: &Batch| batch.iter().map(|m| m.bytes()[0]).collect::<Vec<_>>();
+
+    let mut from = numbered(0..6);
+    let taken = from.drain_behind(4).map(|m| m.bytes()[0]);
+    assert_eq!(taken.collect::<Vec<_>>(), [4, 5]);
+    let mut to = numbered(20..22);
+    from.move_behind(1, &mut to);
+    assert_eq!(numbers(&from), [0]);
+    assert_eq!(numbers(&to), [20, 21, 1, 2, 3]);
+    from.move_behind(1, &mut to);
+    from.move_behind(9, &mut to);
+    assert_eq!(
+        (from.len(), to.len(), from.drain_behind(9).len()),
+        (1, 5, 0)
+    );
+    let mut from = numbered(0..64);
+    from.move_behind(1, &mut to);
+    assert_eq!((from.len(), to.len()), (1, 64));
+    assert_eq!(
+        (numbers(&to)[63], pool.in_use()),
+        (59, 65 + 1),
+        "no room frees"
+    );
 }
 
 /// Buffers are kept on a stack, so that what came back last is given out next; and where DPDK has no

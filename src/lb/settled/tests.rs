@@ -55,14 +55,15 @@ impl World {
 
     /// Sends a burst; the port by which all of it leaves, if there is one.
     fn burst(&mut self, frames: &mut [MemoryFrame]) -> Option<u8> {
-        let exit = self.shard.process(
+        let decided = self.shard.process(
             &self.lab.snapshot,
             Now::from_nanos(1_000_000_000),
             Arrival::Port(0),
             frames,
             &mut self.verdicts,
             &mut TestOutbox::default(),
-        )?;
+        );
+        let exit = decided.exit?;
         let bytes: usize = frames.iter().map(|frame| frame.bytes().len()).sum();
         assert_eq!(exit.bytes, bytes as u64);
         Some(exit.port)
