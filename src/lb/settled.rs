@@ -3,7 +3,7 @@
 //! Runs on workers; whatever is added here is paid for by every packet (`scripts/instructions`).
 
 use super::answers::rewrite_for_client;
-use super::backends::Hop;
+use super::backends::{FarEnd, Hop};
 use super::conn::{Conn, State, flag};
 use super::counters::BackendCounters;
 use super::flow::{Address, FlowKey};
@@ -109,6 +109,7 @@ struct Run<'s, A: Address> {
     table: &'s mut ConnTable<A>,
     /// As many as there are counters: one look at a backend's id is enough.
     hops: &'s [Hop],
+    far_ends: &'s [FarEnd],
     backends: &'s [BackendCounters],
     snapshot: &'s Snapshot,
     second: u32,
@@ -212,9 +213,13 @@ impl Shard {
             if !hop.is_by(ForwardMethod::Tunnel, port) {
                 return None;
             }
-            let backend = run.snapshot.backend(id)?;
             // A packet that lives too short is refused before anything is written.
-            tunnel::forward(frame, &packet, &hop.link, backend, seen.hash).ok()?;
+            let (link, hash) = (&hop.link, seen.hash);
+            match far_end(run.far_ends, id) {
+                Some(end) => tunnel::forward_v4(frame, &packet, link, end, hash),
+                None => tunnel::forward(frame, &packet, link, run.snapshot.backend(id)?, hash),
+            }
+            .ok()?;
             run.count_in(id, seen.look);
             Some(())
         })
@@ -236,12 +241,17 @@ impl Shard {
         let run = self.run::<A>(snapshot, now);
         rest.run(A::REQUEST, run, |run, frame, seen| {
             let bytes = plain::<A>(frame.bytes_mut())?;
-            let (snapshot, (conn, hop)) = (run.snapshot, run.request(bytes, seen)?);
+            let (snapshot, far_ends) = (run.snapshot, run.far_ends);
+            let (conn, hop) = run.request(bytes, seen)?;
             let (id, packet) = (conn.backend, Packet::of_client(conn, seen.look.length()));
             if !hop.is_by(method, port) {
                 return None;
             }
-            let server = server_end(snapshot.backend(id)?, conn.vip_port)?;
+            let server = far_end(far_ends, id).and_then(|end| end.server(conn.vip_port));
+            let server = match server {
+                Some(server) => server,
+                None => server_end(snapshot.backend(id)?, conn.vip_port)?,
+            };
             // A packet that lives too short is refused before anything is written.
             let rewritten = match FULL {
                 true => nat::rewrite_both(bytes, &packet, local_end(snapshot, conn)?, server),
@@ -291,11 +301,13 @@ impl Shard {
 
     #[inline(always)]
     fn run<'s, A: Tracked>(&'s mut self, snapshot: &'s Snapshot, now: Now) -> Run<'s, A> {
-        let (hops, backends) = (snapshot.backends.hops(), &self.counters.backends);
-        let count = hops.len().min(backends.len());
+        let (hops, far_ends) = (snapshot.backends.hops(), snapshot.backends.far_ends());
+        let backends = &self.counters.backends;
+        let count = hops.len().min(far_ends.len()).min(backends.len());
         Run {
             table: A::table_mut(&mut self.tables),
             hops: &hops[..count],
+            far_ends: &far_ends[..count],
             backends: &backends[..count],
             snapshot,
             second: now.second,
@@ -414,6 +426,13 @@ impl<'s, A: Address> Run<'s, A> {
         }
         Some(())
     }
+}
+
+/// Of a backend with IPv4 addresses.
+#[inline(always)]
+fn far_end(far_ends: &[FarEnd], id: BackendId) -> Option<&FarEnd> {
+    let end = far_ends.get(id.0 as usize)?;
+    end.is_there().then_some(end)
 }
 
 /// Once a second: the entry's time stamp, if it has not expired.

@@ -5,6 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::super::backends::FarEnd;
 use super::super::checksum::Sum;
 use super::super::counters::DropReason;
 use super::super::flow::{Address, protocol};
@@ -69,28 +70,47 @@ pub fn forward<A: Address, F: Frame>(
     backend: &Backend,
     hash: u64,
 ) -> Result<(), DropReason> {
+    if let Some(end) = FarEnd::of(backend) {
+        return forward_v4(frame, packet, link, &end, hash);
+    }
     let l3 = usize::from(packet.l3);
     if ttl::<A>(&frame.bytes()[l3..]) <= 1 {
         return Err(DropReason::TtlExpired);
     }
-    let spread = (hash >> 16) as u32 & backend.outer_spread;
-    match (backend.outer_source, backend.address) {
-        (IpAddr::V4(source), IpAddr::V4(to)) => {
-            let (outer, inner) = wrap::<A, Ipv4Addr, F>(frame, l3, link, 0x0800)?;
-            // A source per flow, or a backend's RSS would see one flow.
-            let source = source.to_bits() | spread;
-            let inner = Inner::of::<A>(inner, packet.length);
-            outer_v4(outer, &inner, source.into(), to);
-        }
-        (IpAddr::V6(source), IpAddr::V6(to)) => {
-            let (outer, inner) = wrap::<A, Ipv6Addr, F>(frame, l3, link, 0x86dd)?;
-            let source = source.to_bits() | u128::from(spread);
-            let inner = Inner::of::<A>(inner, packet.length);
-            outer_v6(outer, &inner, hash, source.into(), to);
-        }
-        _ => return Err(DropReason::MalformedIp),
-    }
+    let (IpAddr::V6(source), IpAddr::V6(to)) = (backend.outer_source, backend.address) else {
+        return Err(DropReason::MalformedIp);
+    };
+    let (outer, inner) = wrap::<A, Ipv6Addr, F>(frame, l3, link, 0x86dd)?;
+    let source = source.to_bits() | u128::from(spread(hash, backend.outer_spread));
+    let inner = Inner::of::<A>(inner, packet.length);
+    outer_v6(outer, &inner, hash, source.into(), to);
     Ok(())
+}
+
+/// The same over IPv4.
+#[inline(always)]
+pub fn forward_v4<A: Address, F: Frame>(
+    frame: &mut F,
+    packet: &Packet<A>,
+    link: &Link,
+    end: &FarEnd,
+    hash: u64,
+) -> Result<(), DropReason> {
+    let l3 = usize::from(packet.l3);
+    if ttl::<A>(&frame.bytes()[l3..]) <= 1 {
+        return Err(DropReason::TtlExpired);
+    }
+    let (outer, inner) = wrap::<A, Ipv4Addr, F>(frame, l3, link, 0x0800)?;
+    let source = end.source.to_bits() | spread(hash, end.spread);
+    let inner = Inner::of::<A>(inner, packet.length);
+    outer_v4(outer, &inner, source.into(), end.address);
+    Ok(())
+}
+
+/// A source per flow, or a backend's RSS would see one flow.
+#[inline(always)]
+fn spread(hash: u64, bits: u32) -> u32 {
+    (hash >> 16) as u32 & bits
 }
 
 /// Takes the Ethernet header (and tag) in front of `l3` away, and puts a new one there and room for an
