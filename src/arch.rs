@@ -56,9 +56,9 @@ fn match_tags_portable(line: &TagLine, tag: u16) -> u32 {
     (0..32).fold(0, |mask, way| mask | u32::from(line.of(way) == tag) << way)
 }
 
-/// Moves those of at most 64 items behind the others for which a bit is set in `apart`, bit 0 for the
-/// first. Both keep their order. Returns how many the others are. Without a branch on any bit, because
-/// nobody could guess them.
+/// Moves those of at most 64 items whose bit is set in `apart`, bit 0 for the first, behind those whose
+/// bit is not. Both keep their order. Returns how many the latter are. Without a branch on any bit,
+/// because nobody could guess them.
 pub fn part<T>(items: &mut [T], apart: u64) -> usize {
     let mut aside = [const { MaybeUninit::<T>::uninit() }; u64::BITS as usize];
     assert!(items.len() <= aside.len());
@@ -80,6 +80,28 @@ pub fn part<T>(items: &mut [T], apart: u64) -> usize {
         behind.copy_from_nonoverlapping(aside.as_ptr().cast(), moved);
     }
     kept
+}
+
+/// Moves the items back to where they were before [`part`].
+#[cold]
+pub fn unpart<T>(items: &mut [T], apart: u64) {
+    let mut parted = [const { MaybeUninit::<T>::uninit() }; u64::BITS as usize];
+    let count = items.len();
+    assert!(count <= parted.len());
+    let bits = (0..count).map(|at| apart >> at & 1 == 1);
+    let (mut kept, mut moved) = (0, bits.clone().filter(|&is_apart| !is_apart).count());
+    let begin = items.as_mut_ptr();
+    // SAFETY: nothing here can panic or drop an item. All are copied away first; then each place gets the
+    // next of its side, and there are as many of a side as places for it: each is copied back once.
+    unsafe {
+        let copied = parted.as_mut_ptr().cast::<T>();
+        copied.copy_from_nonoverlapping(begin, count);
+        for (at, is_apart) in bits.enumerate() {
+            let next = if is_apart { &mut moved } else { &mut kept };
+            begin.add(at).copy_from_nonoverlapping(copied.add(*next), 1);
+            *next += 1;
+        }
+    }
 }
 
 /// What a CPU has beyond the instructions that everything is compiled for.
@@ -402,13 +424,15 @@ mod tests {
     proptest! {
         /// With items that have to be dropped once each.
         #[test]
-        fn items_are_parted_in_their_order(count in 0usize..=64, apart: u64) {
+        fn items_are_parted_in_their_order_and_back(count in 0usize..=64, apart: u64) {
             let mut items: Vec<_> = (0..count).map(|n| n.to_string()).collect();
             let is_apart = |n: &usize| apart >> n & 1 == 1;
             let (moved, kept): (Vec<usize>, Vec<usize>) = (0..count).partition(is_apart);
             prop_assert_eq!(part(&mut items, apart), kept.len());
             let wanted = kept.iter().chain(&moved).map(ToString::to_string);
-            prop_assert_eq!(items, wanted.collect::<Vec<_>>());
+            prop_assert_eq!(&items, &wanted.collect::<Vec<_>>());
+            unpart(&mut items, apart);
+            prop_assert_eq!(items, (0..count).map(|n| n.to_string()).collect::<Vec<_>>());
         }
     }
 }

@@ -261,6 +261,7 @@ impl Worker {
         if let Some(tap) = capture {
             tap.after(&self.snapshot, now, batch, verdicts, &decided);
         }
+        // First, because a way out is that of what is left.
         if decided.own < batch.len() {
             handoffs.put_all(batch, &decided, verdicts, counters);
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::flow::Address;
 use super::forward::nat::Endpoint;
+use super::forward::server_end;
 use super::route::Link;
 use super::snapshot::{Backend, BackendId, BackendState, Chunked, ForwardMethod};
 
@@ -111,9 +112,7 @@ impl FarEnd {
     /// What serves what clients send to `port`, by NAT; `None` for another family.
     #[inline(always)]
     pub fn server<A: Address>(&self, port: u16) -> Option<Endpoint<A>> {
-        let port = if self.port == 0 { port } else { self.port };
-        let address = A::from_ip(self.address.into())?;
-        Some(Endpoint { address, port })
+        server_end(self.address.into(), self.port, port)
     }
 }
 

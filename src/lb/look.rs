@@ -319,7 +319,7 @@ impl Shard {
             done += 1;
         }
         let own = match H::SHARED {
-            true => looks.add(done),
+            true => looks.take_out(done),
             false => done,
         };
         looks.count = at + own;
@@ -413,7 +413,7 @@ impl Shard {
         let (look, hash) = aimed.look(burst, kind, packet, frame);
         (looks.of[looks.count], looks.hashes[looks.count]) = (look, hash);
         let at = looks.count;
-        looks.count += looks.add(1);
+        looks.count += looks.take_out(1);
         looks.slots[at] = A::table(&self.tables).prefetch_bucket(hash);
     }
 

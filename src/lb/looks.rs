@@ -133,6 +133,7 @@ pub(super) const AHEAD: usize = 12;
 
 /// The looks at one burst, kept from burst to burst. What is worked out for many packets at once has an
 /// array of its own.
+/// In this order: what is counted lies behind the arrays, which each packet's passes read.
 #[repr(C)]
 pub(super) struct Looks {
     pub of: [Look; MAX_BURST],
@@ -142,9 +143,9 @@ pub(super) struct Looks {
     pub slots: [Slot; MAX_BURST],
     /// Looks so far: one for each frame that is this worker's, or whose owner is not known yet.
     pub count: usize,
-    /// The other frames, which other workers own: a bit for each frame in the order of arrival.
+    /// Packets that other workers own: a bit for each in the order of arrival.
     pub elsewhere: u64,
-    /// How many those are, and by whom they are owned.
+    /// How many these are, and by whom they are owned.
     pub others: usize,
     pub owners: [u8; MAX_BURST],
     /// Tables are small enough for a core's own cache.
@@ -184,7 +185,7 @@ impl Looks {
     /// Of so many looks behind those that are counted, takes out those that say [`Kind::Elsewhere`].
     /// Returns how many are left.
     #[inline(always)]
-    pub fn add(&mut self, more: usize) -> usize {
+    pub fn take_out(&mut self, more: usize) -> usize {
         let of = &self.of[self.count..self.count + more];
         match of.iter().filter(|look| look.is(Kind::Elsewhere)).count() {
             0 => more,
@@ -208,21 +209,22 @@ impl Looks {
     /// Without a branch on whose a packet is: where owners are mixed, nobody could guess it.
     #[inline(never)]
     fn set_aside(&mut self, more: usize) -> usize {
-        let Self { of, hashes, .. } = self;
-        let mut end = self.count;
+        let (mut own, mut others, mut elsewhere) = (self.count, self.others, self.elsewhere);
         for at in self.count..self.count + more {
-            let (look, hash) = (of[at], hashes[at]);
-            (of[end], hashes[end]) = (look, hash);
+            let (look, hash) = (self.of[at % MAX_BURST], self.hashes[at % MAX_BURST]);
+            self.of[own % MAX_BURST] = look;
+            self.hashes[own % MAX_BURST] = hash;
+            self.owners[others % MAX_BURST] = hash as u8;
             let is_elsewhere = look.is(Kind::Elsewhere);
-            self.elsewhere |= u64::from(is_elsewhere) << (end + self.others);
-            self.owners[self.others] = hash as u8;
-            self.others += usize::from(is_elsewhere);
-            end += usize::from(!is_elsewhere);
+            elsewhere |= u64::from(is_elsewhere) << ((own + others) % MAX_BURST);
+            others += usize::from(is_elsewhere);
+            own += usize::from(!is_elsewhere);
         }
-        end - self.count
+        (self.others, self.elsewhere) = (others, elsewhere);
+        own - self.count
     }
 
-    /// Moves the frames that others own behind the worker's own; returns how many those are.
+    /// Moves the packets that others own behind the worker's own frames; returns how many the latter are.
     #[inline(never)]
     pub fn part<F>(&self, frames: &mut [F]) -> usize {
         match self.count {

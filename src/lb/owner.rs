@@ -407,4 +407,4 @@ fn flow(ip: &[u8], is_v4: bool) -> Option<Quoted> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -2,6 +2,8 @@
 //! the time stamp. All else is left as it was, and goes through [`super::shard`] step by step.
 //! Runs on workers; whatever is added here is paid for by every packet (`scripts/instructions`).
 
+use crate::arch::unpart;
+
 use super::answers::rewrite_for_client;
 use super::backends::{FarEnd, Hop};
 use super::conn::{Conn, State, flag};
@@ -19,7 +21,7 @@ use super::table::{ConnTable, Slot};
 use super::tracked::Tracked;
 use super::{MAX_BURST, Now, Verdict};
 
-/// The way that all packets of a burst leave.
+/// The way that all of a burst's packets leave which are the worker's own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Exit {
     pub port: u8,
@@ -30,14 +32,36 @@ pub struct Exit {
 /// What became of a burst.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Decided {
-    /// Frames that other workers own, a bit for each in the order of arrival. They have been moved
-    /// behind the others, which are the first `own`; both are in the order of arrival.
+    /// Packets that other workers own, a bit for each in the order of arrival. They have been moved
+    /// behind the worker's own frames; both are in the order of arrival.
     pub elsewhere: u64,
+    /// How many frames are in front of them. Where one of these is handed over as well (a fragment, an
+    /// ICMP error, a question), all are where they came in, and none is behind: who is to get several
+    /// gets them in their order.
     pub own: usize,
-    /// The worker that owns all those that others own, where it is one.
+    /// The worker that gets all those behind, where it is one.
     pub owner: Option<u8>,
     /// The way out of the first `own`, where it is one for all.
     pub exit: Option<Exit>,
+}
+
+impl Decided {
+    /// The same with all frames back where they came in.
+    #[cold]
+    pub(super) fn as_it_came<F>(
+        self,
+        frames: &mut [F],
+        verdicts: &mut [Verdict; MAX_BURST],
+    ) -> Self {
+        unpart(&mut verdicts[..frames.len()], self.elsewhere);
+        unpart(frames, self.elsewhere);
+        Self {
+            elsewhere: 0,
+            own: frames.len(),
+            owner: None,
+            exit: None,
+        }
+    }
 }
 
 /// The ports that packets of a burst leave by, as far as they are transmitted.
@@ -47,6 +71,8 @@ pub(super) struct Exits {
     any: u8,
     /// Some frame may not be as long as its look says: it has grown, or was looked at by itself.
     is_odd: bool,
+    /// Some frame is handed over.
+    pub hands_over: bool,
 }
 
 impl Exits {
@@ -54,13 +80,17 @@ impl Exits {
         all: u8::MAX,
         any: 0,
         is_odd: false,
+        hands_over: false,
     };
 
     pub fn note(&mut self, verdict: Verdict) {
         self.is_odd = true;
         match verdict {
             Verdict::Transmit(port) => self.add(port),
-            _ => self.none(),
+            verdict => {
+                self.hands_over |= matches!(verdict, Verdict::HandOff(_));
+                self.none();
+            }
         }
     }
 
@@ -217,7 +247,7 @@ impl Shard {
             let (link, hash) = (&hop.link, seen.hash);
             match far_end(run.far_ends, id) {
                 Some(end) => tunnel::forward_v4(frame, &packet, link, end, hash),
-                None => tunnel::forward(frame, &packet, link, run.snapshot.backend(id)?, hash),
+                None => tunnel::forward_v6(frame, &packet, link, run.snapshot.backend(id)?, hash),
             }
             .ok()?;
             run.count_in(id, seen.look);
@@ -247,10 +277,14 @@ impl Shard {
             if !hop.is_by(method, port) {
                 return None;
             }
-            let server = far_end(far_ends, id).and_then(|end| end.server(conn.vip_port));
+            let end = far_end(far_ends, id);
+            let server = end.and_then(|end| end.server(conn.vip_port));
             let server = match server {
                 Some(server) => server,
-                None => server_end(snapshot.backend(id)?, conn.vip_port)?,
+                None => {
+                    let backend = snapshot.backend(id)?;
+                    server_end(backend.address, backend.port, conn.vip_port)?
+                }
             };
             // A packet that lives too short is refused before anything is written.
             let rewritten = match FULL {

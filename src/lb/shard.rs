@@ -112,8 +112,8 @@ impl Shard {
     }
 
     /// Decides about up to [`MAX_BURST`] frames that arrived together, and rewrites those that go
-    /// on. Those that other workers own are moved behind the others. Afterwards, `verdicts[i]` is
-    /// that on the frame at i; what else is to be sent goes to `outbox`.
+    /// on. Packets that other workers own may have been moved behind ([`Decided`]). Afterwards,
+    /// `verdicts[i]` is that on the frame at i; what else is to be sent goes to `outbox`.
     pub fn process<O: Outbox>(
         &mut self,
         snapshot: &Snapshot,
@@ -134,10 +134,9 @@ impl Shard {
             0 => frames.len(),
             _ => looks.part(frames),
         };
-        let frames = &mut frames[..own];
         if burst.queues.is_some() && self.is_audit_due() {
             let (kind, length) = (looks.of[0].kind(), looks.of[0].length());
-            match (kind, frames.first()) {
+            match (kind, frames[..own].first()) {
                 (Kind::V4 | Kind::ReplyV4, Some(frame)) => {
                     self.audit::<Ipv4Addr>(&burst, frame.bytes(), length)
                 }
@@ -147,16 +146,20 @@ impl Shard {
                 _ => {}
             }
         }
-        let exits = self.third_pass(&burst, now, frames, &looks, verdicts, outbox);
-        let decided = Decided {
+        let own_frames = &mut frames[..own];
+        let exits = self.third_pass(&burst, now, own_frames, &looks, verdicts, outbox);
+        let mut decided = Decided {
             elsewhere: looks.elsewhere,
             own,
-            owner: match looks.others {
-                0 => None,
-                _ => looks.hand_over(&mut verdicts[own..]),
-            },
-            exit: exits.only(frames, &looks),
+            owner: None,
+            exit: exits.only(&frames[..own], &looks),
         };
+        if looks.others > 0 {
+            decided.owner = looks.hand_over(&mut verdicts[own..]);
+            if exits.hands_over {
+                decided = decided.as_it_came(frames, verdicts);
+            }
+        }
         self.looks = Some(looks);
         decided
     }

@@ -44,7 +44,7 @@ impl HandOffs {
         }
     }
 
-    /// Takes those of a burst that other workers own; the others stay in the batch.
+    /// Takes the packets of a burst that lie behind the worker's own; these stay in the batch.
     #[inline(always)]
     pub fn put_all(
         &mut self,

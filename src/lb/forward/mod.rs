@@ -6,6 +6,8 @@ pub mod direct;
 pub mod nat;
 pub mod tunnel;
 
+use std::net::IpAddr;
+
 use super::Verdict;
 use super::checksum::Change;
 use super::counters::DropReason;
@@ -18,21 +20,24 @@ use super::snapshot::{Backend, ForwardMethod};
 /// The port at which a NAT backend serves what clients send to `port`.
 #[inline(always)]
 pub(in crate::lb) fn backend_port(backend: &Backend, port: u16) -> u16 {
-    if backend.port == 0 {
-        port
-    } else {
-        backend.port
-    }
+    served_at(backend.port, port)
 }
 
-/// The end of a NAT backend that serves what clients send to `port`; `None` where it is of another
-/// family.
+/// The same by [`Backend::port`].
+#[inline(always)]
+fn served_at(own: u16, port: u16) -> u16 {
+    if own == 0 { port } else { own }
+}
+
+/// The end of a NAT backend with this address and [`Backend::port`] that serves what clients send to
+/// `port`; `None` where it is of another family.
 #[inline(always)]
 pub(in crate::lb) fn server_end<A: Address>(
-    backend: &Backend,
+    address: IpAddr,
+    own: u16,
     port: u16,
 ) -> Option<nat::Endpoint<A>> {
-    let (address, port) = (A::from_ip(backend.address)?, backend_port(backend, port));
+    let (address, port) = (A::from_ip(address)?, served_at(own, port));
     Some(nat::Endpoint { address, port })
 }
 
@@ -93,7 +98,8 @@ fn translate<A: Address>(
     link: &Link,
 ) -> Result<(), DropReason> {
     let backend = way.backend;
-    let server = server_end(backend, packet.key.destination_port);
+    let port = packet.key.destination_port;
+    let server = server_end(backend.address, backend.port, port);
     let destination = server.ok_or(DropReason::MalformedIp)?;
     match (backend.method, way.local) {
         (ForwardMethod::FullNat, Some(local)) => {

@@ -70,9 +70,21 @@ pub fn forward<A: Address, F: Frame>(
     backend: &Backend,
     hash: u64,
 ) -> Result<(), DropReason> {
-    if let Some(end) = FarEnd::of(backend) {
-        return forward_v4(frame, packet, link, &end, hash);
+    match FarEnd::of(backend) {
+        Some(end) => forward_v4(frame, packet, link, &end, hash),
+        None => forward_v6(frame, packet, link, backend, hash),
     }
+}
+
+/// The same over IPv6.
+#[inline(always)]
+pub fn forward_v6<A: Address, F: Frame>(
+    frame: &mut F,
+    packet: &Packet<A>,
+    link: &Link,
+    backend: &Backend,
+    hash: u64,
+) -> Result<(), DropReason> {
     let l3 = usize::from(packet.l3);
     if ttl::<A>(&frame.bytes()[l3..]) <= 1 {
         return Err(DropReason::TtlExpired);

@@ -191,7 +191,7 @@ fn both_directions_of_a_flow_have_one_owner() {
 }
 
 /// An ICMPv4 error from a router at 10.0.0.254 to `to`, quoting the start of `frame`'s packet.
-fn error(to: Ipv4Addr, frame: &[u8]) -> Vec<u8> {
+pub(in crate::lb) fn error(to: Ipv4Addr, frame: &[u8]) -> Vec<u8> {
     let mut error = udp4("10.0.0.254:1", &format!("{to}:1"))
         .payload(&frame[14..14 + 28])
         .frame();

@@ -2,7 +2,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::lb::counters::{DropReason, WorkerCounters};
-use crate::lb::fixture::{Lab, TestOutbox, VIP, VIP6, backend_mac, tcp4, udp4, udp6};
+use crate::lb::fixture::{
+    Lab, TestOutbox, VIP, VIP6, backend_mac, checksums_are_right, tcp4, udp4, udp6,
+};
 use crate::lb::flow::{Seed, protocol};
 use crate::lb::frame::{Frame, MemoryFrame};
 use crate::lb::parse::tcp;
@@ -148,6 +150,40 @@ fn whatever_stands_between_settled_packets_gets_its_own_verdict() {
     assert_ne!(world.verdicts[6], sent);
     // Both rounds of both flows, and what was sent now.
     assert_eq!(world.received(0).0, 4 + 6);
+}
+
+/// Whether a packet is a flow's first or a settled one, its outer header has the flow's source.
+#[test]
+fn a_tunnelled_flow_keeps_its_outer_source() {
+    let mut world = World::new(&[ForwardMethod::Tunnel]);
+    world.lab.backend(0).outer_source = "10.9.0.0".parse().expect("IPv4");
+    world.lab.backend(0).outer_spread = 0xffff;
+    let mut sources = || {
+        let mut frames = [udp(1), udp(2), udp(3)];
+        assert_eq!(world.burst(&mut frames), Some(0));
+        frames.map(|frame| frame.bytes()[26..30].to_vec())
+    };
+    let first = sources();
+    assert!(first.iter().all(|source| source[..2] == [10, 9]));
+    assert!(first[0] != first[1] && first[1] != first[2]);
+    assert_eq!((sources(), sources()), (first.clone(), first));
+}
+
+/// A flow's settled packets see at once that its backend serves at another port.
+#[test]
+fn a_settled_packet_goes_to_the_port_that_its_backend_has_now() {
+    let mut world = World::new(&[ForwardMethod::Nat]);
+    for port in [0, 0, 0, 8080, 81, 0] {
+        world.lab.backend(0).port = port;
+        let mut frames = [udp(1), udp(2)];
+        assert_eq!(world.burst(&mut frames), Some(0));
+        let wanted = if port == 0 { 80 } else { port };
+        for frame in frames {
+            let bytes = frame.bytes();
+            assert_eq!(bytes[36..38], u16::to_be_bytes(wanted));
+            assert!(checksums_are_right(bytes));
+        }
+    }
 }
 
 #[test]
