@@ -4,18 +4,21 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use evenkeel::lb::MAX_BURST;
+use evenkeel::lb::capture::{Copied, Filter, Record};
 use evenkeel::lb::counters::{DropReason, WorkerCounters};
 use evenkeel::lb::fixture::{Lab, VIP, udp4};
 use evenkeel::lb::flow::Seed;
 use evenkeel::lb::owner::Ownership;
+use evenkeel::lb::parse::{Parsed, parse};
 use evenkeel::lb::shard::{Shard, ShardSize};
 use evenkeel::lb::snapshot::{PortView, Scheduler, Snapshot};
 use evenkeel::lb::vlan::{Vlan, Vlans};
+use evenkeel::lb::{MAX_BURST, Pass, Verdict};
 use evenkeel::port::ring::{self, Consumer, Producer, SharedProducer};
 use evenkeel::port::{
     Batch, Eal, EalOptions, Huge, Mbuf, Mempool, Port, PortConfig, RxQueue, Started, TxBuffer,
 };
+use evenkeel::worker::capture::Tap;
 use evenkeel::worker::{Clock, Idle, Message, Rings, Worker, WorkerPort};
 
 /// DPDK starts once in a process, and one test at a time uses it.
@@ -42,6 +45,13 @@ struct Bench {
     pool: Mempool,
     handles: Vec<Port<Started>>,
     ports: Vec<WorkerPort>,
+    /// The worker receives from both.
+    reads_both: bool,
+    /// How many workers there are, and the room in the ring to each.
+    workers: usize,
+    room: u32,
+    /// What copies packets from the first round on.
+    tap: Option<Box<Tap>>,
 }
 
 impl Bench {
@@ -60,6 +70,10 @@ impl Bench {
             pool,
             handles,
             ports,
+            reads_both: false,
+            workers: 2,
+            room: SMALL,
+            tap: None,
         }
     }
 
@@ -76,7 +90,10 @@ impl Bench {
     /// A worker's first `rounds` rounds, then its end.
     fn run(mut self, snapshot: Snapshot, rounds: usize, taken: Vec<Mbuf>) -> Report {
         let before: Vec<u64> = self.ports.iter().map(|p| p.tx.stats().packets).collect();
-        let unread = self.ports[1].rx.take();
+        let unread = match self.reads_both {
+            true => None,
+            false => self.ports[1].rx.take(),
+        };
         let snapshot = Arc::new(snapshot);
         let counters = Arc::new(WorkerCounters::new(8));
         let size = ShardSize {
@@ -84,20 +101,24 @@ impl Bench {
             connections_v6: 1000,
             services: 1,
         };
-        let shard = Shard::new(size, Seed([1, 3, 5]), 0, 2, Arc::clone(&counters));
+        let workers = self.workers as u32;
+        let shard = Shard::new(size, Seed([1, 3, 5]), 0, workers, Arc::clone(&counters));
         let (mut commands, commands_in) = ring::spsc("commands", 64).expect("a ring");
         let (events_out, events) = ring::spsc("events", 64).expect("a ring");
         let (passed_out, passed) = ring::spsc("passed", SMALL).expect("a ring");
         let (checks_out, _checks) = ring::spsc("checks", 8).expect("a ring");
         let (inject, inject_in): (Producer<Mbuf>, _) = ring::spsc("inject", 8).expect("a ring");
         let (give, taken_in): (SharedProducer<Mbuf>, _) = ring::mpsc("taken", 512).expect("a ring");
-        let (own, _own) = ring::mpsc("own", 8).expect("a ring");
-        let (other, handed) = ring::mpsc("other", SMALL).expect("a ring");
+        let ring = |_| ring::mpsc("handed", self.room).expect("a ring");
+        let (handoff, handed) = (0..workers).map(ring).unzip();
         for mbuf in taken {
             assert!(give.push(mbuf).is_ok());
         }
         // A worker obeys one command a round.
-        for _ in 1..rounds {
+        if let Some(tap) = self.tap.take() {
+            assert!(commands.push(Box::new(Message::Capture(Some(tap)))).is_ok());
+        }
+        for _ in commands.len() + 1..rounds {
             let again = Box::new(Message::Swap(Arc::clone(&snapshot)));
             assert!(commands.push(again).is_ok());
         }
@@ -109,7 +130,7 @@ impl Bench {
             checks: checks_out,
             inject: inject_in,
             taken: taken_in,
-            handoff: vec![own, other],
+            handoff,
         };
         let worker = Worker::new(
             0,
@@ -142,7 +163,8 @@ struct Report {
     /// Packets that the test itself sent.
     filled: u64,
     passed: Consumer<Mbuf>,
-    handed: Consumer<Mbuf>,
+    /// To each worker, by index.
+    handed: Vec<Consumer<Mbuf>>,
     pool: Mempool,
     handles: Vec<Port<Started>>,
     /// The receive queue that the worker was not given.
@@ -223,6 +245,93 @@ fn a_full_ring_between_workers_drops() {
     assert_eq!(handed + dropped + kept, 100);
     assert!(dropped > 0 && kept > 0, "{dropped} dropped, {kept} kept");
     report.end();
+}
+
+/// Each worker gets what it owns in the order of arrival, and a capture shows of each packet of this
+/// worker how it came and how it leaves.
+#[test]
+fn a_burst_of_several_owners_packets_is_dealt_out_in_order() {
+    const COUNT: u16 = 300;
+    let _dpdk = dpdk();
+    let mut bench = Bench::new("dealt");
+    (bench.workers, bench.room) = (3, 512);
+    bench.fill(0, flows(COUNT));
+    let (mut free, free_in) = ring::spsc("free", 512).expect("a ring");
+    let (full_out, mut full) = ring::spsc::<Box<Record>>("full", 512).expect("a ring");
+    for _ in 0..COUNT {
+        let record = Record {
+            nanos: 0,
+            arrival: 0,
+            verdict: Verdict::Pass(Pass::Local),
+            before: Copied::with_room(64),
+            after: Copied::with_room(64),
+        };
+        assert!(free.push(Box::new(record)).is_ok());
+    }
+    let totals = Arc::default();
+    let tap = Tap::new(Filter::default(), 64, 1 << 20, free_in, full_out, totals);
+    bench.tap = Some(Box::new(tap));
+    let mut snapshot = snapshot();
+    snapshot.ownership = Ownership {
+        reta: 128,
+        workers: 3,
+        compute: true,
+    };
+    let owner = |frame: &[u8]| match parse(frame, false) {
+        Parsed::V4(packet) => usize::from(snapshot.ownership.one_way(&packet.key)),
+        other => panic!("{other:?}"),
+    };
+    let mut wanted = [const { Vec::new() }; 3];
+    for frame in flows(COUNT) {
+        wanted[owner(&frame)].push(client_port(&frame));
+    }
+    let mut report = bench.run(snapshot, 16, Vec::new());
+    for (owner, wanted) in wanted.iter().enumerate().skip(1) {
+        let handed = std::iter::from_fn(|| report.handed[owner].pop());
+        let handed: Vec<_> = handed.map(|mbuf| client_port(mbuf.bytes())).collect();
+        assert_eq!(
+            (handed.len() > 50, &handed),
+            (true, wanted),
+            "worker {owner}"
+        );
+    }
+    // The capture begins with the second round.
+    let copies: Vec<_> = std::iter::from_fn(|| full.pop()).collect();
+    let ports = |copied: fn(&Record) -> &Copied| -> Vec<_> {
+        let ports = copies.iter().map(|copy| client_port(&copied(copy).bytes));
+        ports.collect()
+    };
+    let (before, after) = (ports(|copy| &copy.before), ports(|copy| &copy.after));
+    assert_eq!(before, after);
+    assert!(
+        before.len() > 50 && wanted[0].ends_with(&before),
+        "{before:?}"
+    );
+    report.end();
+}
+
+fn client_port(frame: &[u8]) -> u16 {
+    u16::from_be_bytes([frame[34], frame[35]])
+}
+
+/// While packets flow, a port that had none the last time is asked in one round of four.
+#[test]
+fn a_silent_port_is_still_asked_while_another_floods() {
+    let _dpdk = dpdk();
+    // Two bursts that go nowhere, and then what goes out of the second port, whose ring hands it back.
+    let nowhere = vec![vec![0; 60]; 2 * MAX_BURST];
+    for (rounds, received) in [(4, 4), (5, 5 + 1), (6, 6 + 2)] {
+        let mut bench = Bench::new("silent");
+        bench.reads_both = true;
+        bench.fill(
+            0,
+            nowhere.iter().cloned().chain(flows(6 * MAX_BURST as u16)),
+        );
+        let report = bench.run(snapshot(), rounds, Vec::new());
+        let bursts = report.counters.received.get() / MAX_BURST as u64;
+        assert_eq!(bursts, received, "{rounds} rounds");
+        report.end();
+    }
 }
 
 #[test]

@@ -234,8 +234,14 @@ impl Shard {
     fn hear<F: Frame>(&self, burst: &Burst, frames: &[F], looks: &mut Looks) -> usize {
         /// Notes have been asked for all at once, of which a CPU seems to forget some.
         const AHEAD: usize = 16;
-        let (mut done, mut family) = (0, None);
-        let at = looks.count;
+        let first = frames.first().map(F::note);
+        let Some(Note::Sight { look: first, .. }) = first else {
+            return 0;
+        };
+        let Some(first) = Look::heard(first, burst.snapshot.generation) else {
+            return 0;
+        };
+        let (mut done, at) = (0, looks.count);
         let hashes = &mut looks.hashes[at..];
         let looking = looks.of[at..].iter_mut().zip(&mut *hashes);
         for (n, (frame, place)) in frames.iter().zip(looking).enumerate() {
@@ -246,22 +252,17 @@ impl Shard {
             let Note::Sight { look, hash } = frame.note() else {
                 break;
             };
-            let Some(look) = Look::heard(look, burst.snapshot.generation) else {
+            let Some(look) = first.heard_with(look) else {
                 break;
             };
-            let is_v4 = matches!(look.kind(), Kind::V4 | Kind::ReplyV4);
-            if *family.get_or_insert(is_v4) != is_v4 {
-                break;
-            }
             (*place.0, *place.1) = (look, hash);
             done += 1;
         }
         looks.count += done;
         let (hashes, slots) = (&hashes[..done], &mut looks.slots[at..at + done]);
-        match family {
-            Some(true) => self.tables.v4.prefetch_buckets(self.cpu, hashes, slots),
-            Some(false) => self.tables.v6.prefetch_buckets(self.cpu, hashes, slots),
-            None => {}
+        match first.is_v4() {
+            true => self.tables.v4.prefetch_buckets(self.cpu, hashes, slots),
+            false => self.tables.v6.prefetch_buckets(self.cpu, hashes, slots),
         }
         done
     }

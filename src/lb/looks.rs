@@ -9,7 +9,8 @@ use super::parse::ETHERNET;
 use super::table::Slot;
 use super::{MAX_BURST, Verdict};
 
-/// What a frame holds, as far as the third pass needs to know.
+/// What a frame holds, as far as the third pass needs to know. Of plain packets the lowest bit is the
+/// family.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Kind {
@@ -92,6 +93,21 @@ impl Look {
     pub fn heard(told: NonZeroU64, generation: u64) -> Option<Self> {
         let same = (told.get() >> 32) as u16 == generation as u16;
         same.then_some(Self(told.get()))
+    }
+
+    /// What was told of another packet, if it is of the same generation and family.
+    #[inline(always)]
+    pub fn heard_with(self, told: NonZeroU64) -> Option<Self> {
+        const GENERATION: u64 = 0xffff << 32;
+        const FAMILY: u64 = 1 << 16;
+        let same = (self.0 ^ told.get()) & (GENERATION | FAMILY) == 0;
+        same.then_some(Self(told.get()))
+    }
+
+    /// Of a plain packet.
+    #[inline(always)]
+    pub fn is_v4(self) -> bool {
+        self.0 & 1 << 16 == 0
     }
 
     #[inline(always)]
@@ -292,6 +308,14 @@ mod tests {
         let heard = |generation| Look::heard(told, generation);
         assert!(heard(0x7_0004).is_none() && heard(0x7_8003).is_none());
         let heard = heard(0x7_0003).expect("the same generation");
+        for kind in [Kind::V4, Kind::V6, Kind::ReplyV4, Kind::ReplyV6] {
+            let other = Look::new(kind, Meets::Request, 60, 0x0911);
+            let is_v4 = matches!(kind, Kind::V4 | Kind::ReplyV4);
+            assert_eq!(other.is_v4(), is_v4, "{kind:?}");
+            let with = |generation| heard.heard_with(other.told(generation).expect("a length"));
+            assert_eq!(with(0x7_0003).map(Look::kind), (!is_v4).then_some(kind));
+            assert!(with(0x7_0004).is_none(), "{kind:?}");
+        }
         assert_eq!((heard.kind(), heard.meets()), (Kind::ReplyV6, Meets::Reply));
         assert_eq!((heard.length(), heard.settling()), (1500, 0x0306));
     }
