@@ -50,7 +50,7 @@ struct Bench {
     /// How many workers there are, and the room in the ring to each.
     workers: usize,
     room: u32,
-    /// What copies packets from the first round on.
+    /// What copies packets from the second round on.
     tap: Option<Box<Tap>>,
 }
 

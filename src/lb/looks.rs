@@ -149,7 +149,8 @@ pub(super) const AHEAD: usize = 12;
 
 /// The looks at one burst, kept from burst to burst. What is worked out for many packets at once has an
 /// array of its own.
-/// In this order: what is counted lies behind the arrays, which each packet's passes read.
+///
+/// In this order: what is counted lies behind the three arrays that each packet's passes read.
 #[repr(C)]
 pub(super) struct Looks {
     pub of: [Look; MAX_BURST],
