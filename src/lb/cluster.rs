@@ -4,11 +4,11 @@
 use std::sync::Arc;
 
 use super::counters::{DropReason, WorkerCounters};
+use super::exits::Decided;
 use super::fixture::TestOutbox;
 use super::flow::Seed;
 use super::fragment::FragmentStore;
 use super::frame::{Frame, MemoryFrame};
-use super::settled::Decided;
 use super::shard::{Shard, ShardSize};
 use super::snapshot::Snapshot;
 use super::{Arrival, MAX_BURST, Now, Pass, Verdict};

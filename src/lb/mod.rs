@@ -16,6 +16,7 @@ mod choose;
 pub mod cluster;
 pub mod conn;
 pub mod counters;
+pub mod exits;
 #[doc(hidden)]
 pub mod fixture;
 pub mod flow;
@@ -42,7 +43,7 @@ pub mod reset;
 pub mod route;
 pub mod schedule;
 pub mod service_map;
-pub mod settled;
+mod settled;
 pub mod shard;
 pub mod snapshot;
 pub mod table;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::lb::bucket::Bucket;
 use crate::lb::capture::{Copied, Ends, Filter, Record};
 use crate::lb::counters::Counter;
-use crate::lb::settled::Decided;
+use crate::lb::exits::Decided;
 use crate::lb::snapshot::Snapshot;
 use crate::lb::{MAX_BURST, Now, Verdict};
 use crate::port::Mbuf;

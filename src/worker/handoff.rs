@@ -3,7 +3,7 @@
 //! from core to core for each. Belongs to one worker.
 
 use crate::lb::counters::{DropReason, WorkerCounters};
-use crate::lb::settled::Decided;
+use crate::lb::exits::Decided;
 use crate::lb::{MAX_BURST, Verdict};
 use crate::port::ring::SharedProducer;
 use crate::port::{Batch, Mbuf};

@@ -86,9 +86,6 @@ pub fn forward_v6<A: Address, F: Frame>(
     hash: u64,
 ) -> Result<(), DropReason> {
     let l3 = usize::from(packet.l3);
-    if ttl::<A>(&frame.bytes()[l3..]) <= 1 {
-        return Err(DropReason::TtlExpired);
-    }
     let (IpAddr::V6(source), IpAddr::V6(to)) = (backend.outer_source, backend.address) else {
         return Err(DropReason::MalformedIp);
     };
@@ -109,9 +106,6 @@ pub fn forward_v4<A: Address, F: Frame>(
     hash: u64,
 ) -> Result<(), DropReason> {
     let l3 = usize::from(packet.l3);
-    if ttl::<A>(&frame.bytes()[l3..]) <= 1 {
-        return Err(DropReason::TtlExpired);
-    }
     let (outer, inner) = wrap::<A, Ipv4Addr, F>(frame, l3, link, 0x0800)?;
     let source = end.source.to_bits() | spread(hash, end.spread);
     let inner = Inner::of::<A>(inner, packet.length);
@@ -127,7 +121,7 @@ fn spread(hash: u64, bits: u32) -> u32 {
 
 /// Takes the Ethernet header (and tag) in front of `l3` away, and puts a new one there and room for an
 /// outer IP header of family `B`. Returns that room and the inner header, which has come one hop
-/// further.
+/// further. A packet that lives too short stays as it was.
 #[inline(always)]
 fn wrap<'f, A: Address, B: Address, F: Frame>(
     frame: &'f mut F,
@@ -135,6 +129,9 @@ fn wrap<'f, A: Address, B: Address, F: Frame>(
     link: &Link,
     ethertype: u16,
 ) -> Result<(&'f mut [u8], &'f [u8]), DropReason> {
+    if ttl::<A>(&frame.bytes()[l3..]) <= 1 {
+        return Err(DropReason::TtlExpired);
+    }
     if !frame.prepend(ETHERNET + B::HEADER - l3) {
         return Err(DropReason::NoHeadroom);
     }

@@ -3,13 +3,13 @@ use std::net::Ipv4Addr;
 use proptest::prelude::*;
 
 use crate::lb::cluster::Cluster;
+use crate::lb::exits::Exit;
 use crate::lb::fixture::{Lab, VIP, VIP6, tcp4, udp4, udp6};
 use crate::lb::fragment::tests::cut;
 use crate::lb::frame::{Frame, MemoryFrame, Note};
 use crate::lb::owner::Ownership;
 use crate::lb::owner::tests::error;
 use crate::lb::parse::tcp;
-use crate::lb::settled::Exit;
 use crate::lb::snapshot::{ForwardMethod, Scheduler};
 use crate::lb::{Arrival, MAX_BURST, Verdict};
 
