@@ -73,8 +73,8 @@ trait How {
 /// Requests that belong to this worker.
 struct Requests;
 
-/// Requests, some of which may belong to other workers.
-struct Owned;
+/// Requests, some of which may belong to other workers; by [`super::owner::Deal::masked`] where `MASKED`.
+struct Owned<const MASKED: bool>;
 
 /// Requests and replies that belong to this worker.
 struct Sided;
@@ -88,12 +88,12 @@ impl How for Requests {
     }
 }
 
-impl How for Owned {
+impl<const MASKED: bool> How for Owned<MASKED> {
     const SHARED: bool = true;
 
     #[inline(always)]
     fn aim<A: Tracked>(shard: &Shard, burst: &Burst, key: &FlowKey<A>) -> Aimed {
-        shard.aim_owned(burst, key)
+        shard.aim_owned::<A, MASKED>(burst, key)
     }
 }
 
@@ -209,8 +209,10 @@ impl Shard {
                 heard
             } else if burst.requests_alone {
                 self.aim_both::<Requests, _>(burst, frames, looks)
+            } else if burst.one_way_alone && burst.deal.is_masked() {
+                self.aim_both::<Owned<true>, _>(burst, frames, looks)
             } else if burst.one_way_alone {
-                self.aim_both::<Owned, _>(burst, frames, looks)
+                self.aim_both::<Owned<false>, _>(burst, frames, looks)
             } else if burst.port.is_none() {
                 self.aim_both::<Sided, _>(burst, frames, looks)
             } else {
@@ -342,8 +344,12 @@ impl Shard {
 
     /// A request that may belong to another worker.
     #[inline(always)]
-    fn aim_owned<A: Tracked>(&self, burst: &Burst, key: &FlowKey<A>) -> Aimed {
-        let owner = burst.deal.worker(Side::OneWay.hash(key));
+    fn aim_owned<A: Tracked, const MASKED: bool>(&self, burst: &Burst, key: &FlowKey<A>) -> Aimed {
+        let hash = Side::OneWay.hash(key);
+        let owner = match MASKED {
+            true => burst.deal.masked(hash),
+            false => burst.deal.worker(hash),
+        };
         Aimed {
             elsewhere: (owner != self.worker).then_some(owner),
             ..self.aim_request(burst, key)
@@ -407,7 +413,7 @@ impl Shard {
         };
         let aimed = match (requests_alone, burst.one_way_alone) {
             (true, _) => self.aim_request(burst, &key),
-            (false, true) => self.aim_owned(burst, &key),
+            (false, true) => self.aim_owned::<A, false>(burst, &key),
             // A copy, so that the key stays in registers otherwise.
             (false, false) => self.aim_by_side(burst, &{ key }, kind),
         };

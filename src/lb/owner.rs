@@ -47,10 +47,11 @@ const fn product(a: u16, b: u16) -> u16 {
 }
 
 /// The 16 bits that the Toeplitz hash of an input consists of, twice over. `words` is the
-/// exclusive or of the input's big-endian 16-bit words.
+/// exclusive or of the input's 16-bit words as they stand in a packet, big-endian: most packets'
+/// owners are told without turning a byte round.
 #[inline(always)]
-pub fn toeplitz(words: u16) -> u16 {
-    let [high, low] = words.to_be_bytes();
+fn toeplitz(words: u16) -> u16 {
+    let [high, low] = words.to_ne_bytes();
     OF_BYTES[0][usize::from(high)] ^ OF_BYTES[1][usize::from(low)]
 }
 
@@ -70,19 +71,20 @@ static OF_BYTES: [[u16; 256]; 2] = {
 /// The hash of one end of a flow.
 #[inline(always)]
 pub fn end_hash<A: Address>(local: A, port: u16) -> u16 {
-    toeplitz(words(local) ^ port)
+    toeplitz(words(local) ^ port.to_be())
 }
 
 /// The port of `local` with this hash: the hash is one to one in the port.
 pub fn local_port<A: Address>(local: A, hash: u16) -> u16 {
-    product(hash, INVERSE).reverse_bits() ^ words(local)
+    product(hash, INVERSE).reverse_bits() ^ u16::from_be(words(local))
 }
 
+/// The exclusive or of an address's 16-bit words, as they stand in a packet.
 #[inline(always)]
 fn words<A: Address>(address: A) -> u16 {
     let (high, low) = address.words();
     let folded = high ^ low;
-    let folded = folded ^ folded >> 32;
+    let folded = ((folded ^ folded >> 32) as u32).to_be();
     (folded ^ folded >> 16) as u16
 }
 
@@ -112,11 +114,21 @@ impl Deal {
     /// The worker for a Toeplitz hash.
     #[inline(always)]
     pub fn worker(self, hash: u16) -> u8 {
-        let entry = hash & self.mask;
         match self.divisor {
-            None => entry as u8,
-            Some(workers) => (entry % workers) as u8,
+            None => self.masked(hash),
+            Some(workers) => ((hash & self.mask) % workers) as u8,
         }
+    }
+
+    /// Nothing has to be divided by: [`Deal::masked`] says it all.
+    pub fn is_masked(self) -> bool {
+        self.divisor.is_none()
+    }
+
+    /// The worker where [`Deal::is_masked`].
+    #[inline(always)]
+    pub fn masked(self, hash: u16) -> u8 {
+        (hash & self.mask) as u8
     }
 }
 
@@ -209,7 +221,7 @@ impl Side {
     pub fn hash<A: Address>(self, key: &FlowKey<A>) -> u16 {
         match self {
             Side::OneWay => {
-                let ports = key.source_port ^ key.destination_port;
+                let ports = key.source_port.to_be() ^ key.destination_port.to_be();
                 toeplitz(words(key.source) ^ words(key.destination) ^ ports)
             }
             Side::TwoWay => end_hash(key.source, key.source_port),

@@ -59,17 +59,24 @@ impl<A: Address> Packet<A> {
         })
     }
 
+    /// The plain packet in a frame whose fixed bits are those of `udp` or of `tcp`.
     #[inline(always)]
-    fn udp(frame: &[u8], length: usize) -> Option<Self> {
-        let frame = frame.get(..Self::PLAIN_L4 + 8)?;
-        Self::with(frame, protocol::UDP, u16::try_from(length).ok()?, 0)
-    }
-
-    #[inline(always)]
-    fn tcp(frame: &[u8], length: usize) -> Option<Self> {
-        let frame = frame.get(..Self::PLAIN_L4 + 20)?;
-        let flags = frame[Self::PLAIN_L4 + 13];
-        Self::with(frame, protocol::TCP, u16::try_from(length).ok()?, flags)
+    fn claimed_as(
+        (udp, tcp): (&Fixed, &Fixed),
+        words: (u64, u32),
+        frame: &[u8],
+        length: usize,
+    ) -> Option<Self> {
+        // What both have is read once, behind this.
+        let (head, protocol, flags) = if udp.matches(words) {
+            (frame.get(..Self::PLAIN_L4 + 8)?, protocol::UDP, 0)
+        } else if tcp.matches(words) {
+            let head = frame.get(..Self::PLAIN_L4 + 20)?;
+            (head, protocol::TCP, head[Self::PLAIN_L4 + 13])
+        } else {
+            return None;
+        };
+        Self::with(head, protocol, u16::try_from(length).ok()?, flags)
     }
 }
 
@@ -167,13 +174,7 @@ impl Packet<Ipv4Addr> {
         if !checksum_verified && !has_sound_checksum(head) {
             return None;
         }
-        if UDP_V4.matches(words) {
-            return Self::udp(frame, length);
-        }
-        match TCP_V4.matches(words) {
-            true => Self::tcp(frame, length),
-            false => None,
-        }
+        Self::claimed_as((&UDP_V4, &TCP_V4), words, frame, length)
     }
 }
 
@@ -190,13 +191,7 @@ impl Packet<Ipv6Addr> {
         let head = frame.first_chunk()?;
         let words = (word(head, 12), half_word(head, 20));
         let length = Ipv6Addr::HEADER + usize::from(read_u16(head, 18));
-        if UDP_V6.matches(words) {
-            return Self::udp(frame, length);
-        }
-        match TCP_V6.matches(words) {
-            true => Self::tcp(frame, length),
-            false => None,
-        }
+        Self::claimed_as((&UDP_V6, &TCP_V6), words, frame, length)
     }
 }
 
