@@ -73,7 +73,7 @@ trait How {
 /// Requests that belong to this worker.
 struct Requests;
 
-/// Requests, some of which may belong to other workers; by [`super::owner::Deal::masked`] where `MASKED`.
+/// Requests, some of which may belong to other workers; `MASKED`: nothing has to be divided by.
 struct Owned<const MASKED: bool>;
 
 /// Requests and replies that belong to this worker.
@@ -345,10 +345,9 @@ impl Shard {
     /// A request that may belong to another worker.
     #[inline(always)]
     fn aim_owned<A: Tracked, const MASKED: bool>(&self, burst: &Burst, key: &FlowKey<A>) -> Aimed {
-        let hash = Side::OneWay.hash(key);
         let owner = match MASKED {
-            true => burst.deal.masked(hash),
-            false => burst.deal.worker(hash),
+            true => burst.deal.masked_owner(Side::OneWay, key),
+            false => burst.deal.owner(Side::OneWay, key),
         };
         Aimed {
             elsewhere: (owner != self.worker).then_some(owner),

@@ -68,6 +68,27 @@ static OF_BYTES: [[u16; 256]; 2] = {
     hashes
 };
 
+/// The low byte of [`toeplitz`], whose tables take half as many cache lines.
+#[inline(always)]
+fn toeplitz_low(words: u16) -> u8 {
+    let [high, low] = words.to_ne_bytes();
+    LOW_OF_BYTES.0[0][usize::from(high)] ^ LOW_OF_BYTES.0[1][usize::from(low)]
+}
+
+/// Eight cache lines, not nine.
+#[repr(align(64))]
+struct LowOfBytes([[u8; 256]; 2]);
+
+static LOW_OF_BYTES: LowOfBytes = {
+    let mut low = [[0; 256]; 2];
+    let mut at = 0;
+    while at < 512 {
+        low[at / 256][at % 256] = OF_BYTES[at / 256][at % 256] as u8;
+        at += 1;
+    }
+    LowOfBytes(low)
+};
+
 /// The hash of one end of a flow.
 #[inline(always)]
 pub fn end_hash<A: Address>(local: A, port: u16) -> u16 {
@@ -114,21 +135,32 @@ impl Deal {
     /// The worker for a Toeplitz hash.
     #[inline(always)]
     pub fn worker(self, hash: u16) -> u8 {
+        let entry = hash & self.mask;
         match self.divisor {
-            None => self.masked(hash),
-            Some(workers) => ((hash & self.mask) % workers) as u8,
+            None => entry as u8,
+            Some(workers) => (entry % workers) as u8,
         }
     }
 
-    /// Nothing has to be divided by: [`Deal::masked`] says it all.
+    /// The owner of the flow of a TCP or UDP packet of this side.
+    #[inline(always)]
+    pub fn owner<A: Address>(self, side: Side, key: &FlowKey<A>) -> u8 {
+        match self.is_masked() {
+            true => self.masked_owner(side, key),
+            false => self.worker(side.hash(key)),
+        }
+    }
+
+    /// Nothing has to be divided by.
+    #[inline(always)]
     pub fn is_masked(self) -> bool {
         self.divisor.is_none()
     }
 
-    /// The worker where [`Deal::is_masked`].
+    /// As [`Deal::owner`], where [`Deal::is_masked`]: there are at most 128 workers then.
     #[inline(always)]
-    pub fn masked(self, hash: u16) -> u8 {
-        (hash & self.mask) as u8
+    pub fn masked_owner<A: Address>(self, side: Side, key: &FlowKey<A>) -> u8 {
+        toeplitz_low(side.words(key)) & self.mask as u8
     }
 }
 
@@ -175,7 +207,7 @@ impl Ownership {
     /// The owner of a flow of which only the client's packets pass here.
     #[inline(always)]
     pub fn one_way<A: Address>(self, key: &FlowKey<A>) -> u8 {
-        self.worker(Side::OneWay.hash(key))
+        Side::OneWay.owner(self, key)
     }
 
     /// The owner of a flow both of whose directions carry this endpoint: the client's, or
@@ -219,20 +251,25 @@ impl Side {
     /// The hash that the owner of a TCP or UDP packet's flow is told from.
     #[inline(always)]
     pub fn hash<A: Address>(self, key: &FlowKey<A>) -> u16 {
+        toeplitz(self.words(key))
+    }
+
+    /// The exclusive or of the words that the owner is told from.
+    #[inline(always)]
+    fn words<A: Address>(self, key: &FlowKey<A>) -> u16 {
+        let source = || words(key.source) ^ key.source_port.to_be();
+        let destination = || words(key.destination) ^ key.destination_port.to_be();
         match self {
-            Side::OneWay => {
-                let ports = key.source_port.to_be() ^ key.destination_port.to_be();
-                toeplitz(words(key.source) ^ words(key.destination) ^ ports)
-            }
-            Side::TwoWay => end_hash(key.source, key.source_port),
-            Side::Reply | Side::LocalReply(_) => end_hash(key.destination, key.destination_port),
+            Side::OneWay => source() ^ destination(),
+            Side::TwoWay => source(),
+            Side::Reply | Side::LocalReply(_) => destination(),
         }
     }
 
     /// The owner of the flow of a TCP or UDP packet of this side.
     #[inline(always)]
     pub fn owner<A: Address>(self, ownership: Ownership, key: &FlowKey<A>) -> u8 {
-        ownership.worker(self.hash(key))
+        ownership.deal().owner(self, key)
     }
 }
 

@@ -133,11 +133,9 @@ impl Shard {
         if queues.is_some_and(|queues| queues.proven.has(class)) {
             return None;
         }
-        let ownership = burst.snapshot.ownership;
-        let hash = side.hash(key);
-        let owner = ownership.worker(hash);
+        let owner = burst.deal.owner(side, key);
         if queues.is_some() {
-            self.note(burst, class, hash, ownership);
+            self.note(burst, class, side.hash(key), burst.snapshot.ownership);
         }
         (owner != self.worker).then_some(owner)
     }
