@@ -268,6 +268,9 @@ impl Worker {
         if let Some(exit) = decided.exit
             && let Some(port) = way_out.ports.get_mut(usize::from(exit.port))
         {
+            if let Some(rx) = &port.rx {
+                rx.prefetch();
+            }
             port.tx.send_all(batch, exit.bytes);
             return;
         }

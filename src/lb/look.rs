@@ -37,6 +37,7 @@ impl Aimed {
         kind: Kind,
         packet: &Packet<A>,
         frame: &mut F,
+        others: &mut usize,
     ) -> (Look, u64) {
         let is_plain = kind == A::REQUEST;
         let kind = match self.meets {
@@ -57,6 +58,7 @@ impl Aimed {
             None => Note::NONE,
         };
         frame.set_note(note);
+        *others += 1;
         (Look::ELSEWHERE, u64::from(owner))
     }
 }
@@ -299,7 +301,7 @@ impl Shard {
         frames: &mut [F],
         looks: &mut Looks,
     ) -> usize {
-        let (mut done, at) = (0, looks.count);
+        let (mut done, mut others, at) = (0, 0, looks.count);
         let hashes = &mut looks.hashes[at..];
         let looking = looks.of[at..].iter_mut().zip(&mut *hashes);
         for (frame, (look, hash)) in frames.iter_mut().zip(looking) {
@@ -318,11 +320,11 @@ impl Shard {
                 frame.truncate(length);
             }
             let aimed = H::aim(self, burst, &key);
-            (*look, *hash) = aimed.look(burst, A::REQUEST, &packet, frame);
+            (*look, *hash) = aimed.look(burst, A::REQUEST, &packet, frame, &mut others);
             done += 1;
         }
         let own = match H::SHARED {
-            true => looks.take_out(done),
+            true => looks.take_out(done, others),
             false => done,
         };
         looks.count = at + own;
@@ -416,10 +418,11 @@ impl Shard {
             // A copy, so that the key stays in registers otherwise.
             (false, false) => self.aim_by_side(burst, &{ key }, kind),
         };
-        let (look, hash) = aimed.look(burst, kind, packet, frame);
+        let mut others = 0;
+        let (look, hash) = aimed.look(burst, kind, packet, frame, &mut others);
         (looks.of[looks.count], looks.hashes[looks.count]) = (look, hash);
         let at = looks.count;
-        looks.count += looks.take_out(1);
+        looks.count += looks.take_out(1, others);
         looks.slots[at] = A::table(&self.tables).prefetch_bucket(hash);
     }
 

@@ -199,12 +199,11 @@ impl Looks {
         (self.count, self.elsewhere, self.others) = (0, 0, 0);
     }
 
-    /// Of so many looks behind those that are counted, takes out those that say [`Kind::Elsewhere`].
-    /// Returns how many are left.
+    /// Of so many looks behind those that are counted, takes out the `others`, which say
+    /// [`Kind::Elsewhere`]. Returns how many are left.
     #[inline(always)]
-    pub fn take_out(&mut self, more: usize) -> usize {
-        let of = &self.of[self.count..self.count + more];
-        match of.iter().filter(|look| look.is(Kind::Elsewhere)).count() {
+    pub fn take_out(&mut self, more: usize, others: usize) -> usize {
+        match others {
             0 => more,
             all if all == more => self.set_all_aside(more),
             _ => self.set_aside(more),

@@ -103,10 +103,20 @@ pub fn local_port<A: Address>(local: A, hash: u16) -> u16 {
 /// The exclusive or of an address's 16-bit words, as they stand in a packet.
 #[inline(always)]
 fn words<A: Address>(address: A) -> u16 {
+    fold(wide_words(address))
+}
+
+/// That of its 32-bit words.
+#[inline(always)]
+fn wide_words<A: Address>(address: A) -> u32 {
     let (high, low) = address.words();
     let folded = high ^ low;
-    let folded = ((folded ^ folded >> 32) as u32).to_be();
-    (folded ^ folded >> 16) as u16
+    ((folded ^ folded >> 32) as u32).to_be()
+}
+
+#[inline(always)]
+fn fold(wide: u32) -> u16 {
+    (wide ^ wide >> 16) as u16
 }
 
 /// How flows are dealt to workers.
@@ -257,13 +267,17 @@ impl Side {
     /// The exclusive or of the words that the owner is told from.
     #[inline(always)]
     fn words<A: Address>(self, key: &FlowKey<A>) -> u16 {
-        let source = || words(key.source) ^ key.source_port.to_be();
-        let destination = || words(key.destination) ^ key.destination_port.to_be();
-        match self {
-            Side::OneWay => source() ^ destination(),
+        let source = || (wide_words(key.source), key.source_port);
+        let destination = || (wide_words(key.destination), key.destination_port);
+        let (address, port) = match self {
+            Side::OneWay => {
+                let (one, other) = (source(), destination());
+                (one.0 ^ other.0, one.1 ^ other.1)
+            }
             Side::TwoWay => source(),
             Side::Reply | Side::LocalReply(_) => destination(),
-        }
+        };
+        fold(address) ^ port.to_be()
     }
 
     /// The owner of the flow of a TCP or UDP packet of this side.

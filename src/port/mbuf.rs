@@ -364,8 +364,9 @@ fn prefetch(address: *const u8) {
     }
 }
 
+/// Fetches a line into this core's cache alone.
 #[inline(always)]
-fn prefetch_to_write(address: *const u8) {
+pub(super) fn prefetch_to_write(address: *const u8) {
     // SAFETY: a prefetch never faults and changes nothing but the cache; a CPU that has no such
     // instruction does nothing.
     unsafe {

@@ -28,6 +28,11 @@ int ek_link(uint16_t port, uint32_t *speed_mbps, int *up)
 	return rc;
 }
 
+const void *ek_rx_queue_state(uint16_t port, uint16_t queue)
+{
+	return rte_eth_fp_ops[port].rxq.data[queue];
+}
+
 const char *ek_pool_ops(const struct rte_mempool *pool)
 {
 	return rte_mempool_get_ops(pool->ops_index)->name;

@@ -91,6 +91,8 @@ int ek_errno(void);
  * the stdio stream `log` instead. */
 int ek_eal_init(int argc, char **argv, void *log);
 int ek_link(uint16_t port, uint32_t *speed_mbps, int *up);
+/* Where a started port's driver keeps the state of a receive queue. */
+const void *ek_rx_queue_state(uint16_t port, uint16_t queue);
 /* Whether this way of keeping a pool's buffers is there: each is a driver. */
 int ek_has_pool_ops(const char *name);
 /* The name of the one that a pool's buffers are kept in; never goes away. */
