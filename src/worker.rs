@@ -268,6 +268,7 @@ impl Worker {
         if let Some(exit) = decided.exit
             && let Some(port) = way_out.ports.get_mut(usize::from(exit.port))
         {
+            // Where there is one port, it is visited next, and sending takes about as long as the line.
             if let Some(rx) = &port.rx {
                 rx.prefetch();
             }

@@ -75,7 +75,8 @@ trait How {
 /// Requests that belong to this worker.
 struct Requests;
 
-/// Requests, some of which may belong to other workers; `MASKED`: nothing has to be divided by.
+/// Requests, some of which may belong to other workers. `MASKED`: it is known that nothing has to be
+/// divided by.
 struct Owned<const MASKED: bool>;
 
 /// Requests and replies that belong to this worker.

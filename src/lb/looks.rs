@@ -203,6 +203,8 @@ impl Looks {
     /// [`Kind::Elsewhere`]. Returns how many are left.
     #[inline(always)]
     pub fn take_out(&mut self, more: usize, others: usize) -> usize {
+        let looks = || self.of[self.count..self.count + more].iter();
+        debug_assert_eq!(others, looks().filter(|l| l.is(Kind::Elsewhere)).count());
         match others {
             0 => more,
             all if all == more => self.set_all_aside(more),

@@ -47,8 +47,8 @@ const fn product(a: u16, b: u16) -> u16 {
 }
 
 /// The 16 bits that the Toeplitz hash of an input consists of, twice over. `words` is the
-/// exclusive or of the input's 16-bit words as they stand in a packet, big-endian: most packets'
-/// owners are told without turning a byte round.
+/// exclusive or of the input's 16-bit words as they stand in a packet, big-endian: what turns them
+/// round on the way here and back the compiler takes out.
 #[inline(always)]
 fn toeplitz(words: u16) -> u16 {
     let [high, low] = words.to_ne_bytes();
@@ -106,7 +106,7 @@ fn words<A: Address>(address: A) -> u16 {
     fold(wide_words(address))
 }
 
-/// That of its 32-bit words.
+/// That of its 32-bit words, likewise.
 #[inline(always)]
 fn wide_words<A: Address>(address: A) -> u32 {
     let (high, low) = address.words();
@@ -170,6 +170,7 @@ impl Deal {
     /// As [`Deal::owner`], where [`Deal::is_masked`]: there are at most 128 workers then.
     #[inline(always)]
     pub fn masked_owner<A: Address>(self, side: Side, key: &FlowKey<A>) -> u8 {
+        debug_assert!(self.is_masked());
         toeplitz_low(side.words(key)) & self.mask as u8
     }
 }

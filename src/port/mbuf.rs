@@ -338,13 +338,13 @@ impl Mbuf {
     pub fn prefetch_received(&self) {
         const BEGIN: usize =
             size_of::<RawMbuf>() + PRIVATE_BYTES as usize + sys::RTE_PKTMBUF_HEADROOM as usize;
-        prefetch_to_write(self.0.as_ptr().cast::<u8>().wrapping_add(BEGIN));
+        prefetch(self.0.as_ptr().cast::<u8>().wrapping_add(BEGIN));
     }
 
     /// Fetches the header (not the packet) into the cache.
     #[inline(always)]
     pub fn prefetch(&self) {
-        prefetch_to_write(self.0.as_ptr().cast());
+        prefetch(self.0.as_ptr().cast());
     }
 
     /// Fetches the packet's first cache line. Reads the header to find it, so
@@ -361,16 +361,6 @@ fn prefetch(address: *const u8) {
     // SAFETY: a prefetch never faults and changes nothing but the cache.
     unsafe {
         core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(address.cast())
-    }
-}
-
-/// Fetches a line into this core's cache alone.
-#[inline(always)]
-pub(super) fn prefetch_to_write(address: *const u8) {
-    // SAFETY: a prefetch never faults and changes nothing but the cache; a CPU that has no such
-    // instruction does nothing.
-    unsafe {
-        core::arch::asm!("prefetchw [{}]", in(reg) address, options(nostack, preserves_flags, readonly))
     }
 }
 

@@ -48,6 +48,7 @@ fn open(pool: &Mempool, device: &str) -> (Port<Started>, RxQueue, TxQueue) {
 fn carries(pool: &Mempool, tx: &mut TxBuffer, rx: &mut RxQueue) {
     // A memif client offers its buffers when it first asks for packets.
     let mut batch = Batch::new();
+    rx.prefetch();
     rx.receive(&mut batch);
     batch.clear();
     for mark in 0..4 {
