@@ -1,6 +1,7 @@
 //! The second opinion: what must become of a frame, by a model of the rules that is as plain as it
 //! can be. It learns from the outcome only which backend a new flow got.
 
+mod addresses;
 mod icmp;
 mod learn;
 mod tcp;
@@ -17,6 +18,7 @@ use crate::fragments::{self, Datagram, Fragments, Known};
 use crate::generate::Random;
 use crate::look::{self, Packet, Piece, Ports, Seen, look};
 use crate::world::{BACKENDS, LOCALS, NAT_PORT, Outcome, PORTS, Sent, VIPS, World};
+use addresses::{is_nobody, is_ours, is_service};
 use tcp::Tcp;
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -484,22 +486,6 @@ impl Judge {
             usable,
         });
         Expect::New
-    }
-}
-
-fn is_service(address: IpAddr, port: u16) -> bool {
-    VIPS.contains(&address) && PORTS.contains(&port)
-}
-
-fn is_ours(address: IpAddr) -> bool {
-    VIPS.contains(&address) || LOCALS.contains(&address)
-}
-
-/// No host may send from it.
-fn is_nobody(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(a) => matches!(a.octets()[0], 0 | 127 | 224..),
-        IpAddr::V6(a) => a.is_unspecified() || a.is_loopback() || a.is_multicast(),
     }
 }
 
